@@ -122,7 +122,9 @@ _ROWS: dict[Code, Row] = {
     Code.EXPECTATION_FAILED: _row(
         417, _REQUEST, "INVALID_ARGUMENT", _NO, "The only expectation known is '100-continue'."
     ),
-    Code.HEADERS_TOO_LARGE: _row(431, _REQUEST, "INVALID_ARGUMENT", _NO, "The headers are larger than this door takes."),
+    Code.HEADERS_TOO_LARGE: _row(
+        431, _REQUEST, "INVALID_ARGUMENT", _NO, "The headers are larger than this door takes."
+    ),
     Code.RATE_LIMITED: _row(429, "rate_limit_error", "RESOURCE_EXHAUSTED", _LATER, "Too many requests."),
     Code.RESIDENCY_REFUSED: _row(
         451, _PERMISSION, "FAILED_PRECONDITION", _ELSEWHERE, "This tenant's pin does not allow this jurisdiction."
@@ -132,9 +134,7 @@ _ROWS: dict[Code, Row] = {
     Code.NO_CAPACITY: _row(
         503, _SERVER, "UNAVAILABLE", _LATER, "Nothing is free, or ready yet, in the regions that may serve this call."
     ),
-    Code.POLICY_STALE: _row(
-        503, _SERVER, "UNAVAILABLE", _ELSEWHERE, "This gateway's policy is too old to be trusted."
-    ),
+    Code.POLICY_STALE: _row(503, _SERVER, "UNAVAILABLE", _ELSEWHERE, "This gateway's policy is too old to be trusted."),
     Code.DEADLINE_EXCEEDED: _row(504, _SERVER, "DEADLINE_EXCEEDED", _NO, "The deadline of the call has passed."),
     Code.TENANT_EXISTS: _row(409, _REQUEST, "ALREADY_EXISTS", _NO, "A tenant of this name exists in this home."),
     Code.TENANT_NOT_FOUND: _row(404, _REQUEST, "NOT_FOUND", _NO, "No tenant of this name or id."),

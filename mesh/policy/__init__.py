@@ -1,0 +1,1 @@
+"""Who may be served where. Pure: it is given everything and waits for nothing."""

