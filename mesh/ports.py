@@ -32,7 +32,7 @@ class Clock(Protocol):
 
 
 class Tasks(Protocol):
-    """A group of tasks with one parent: leaving the `async with` waits for all; a failure cancels the others, in order."""
+    """Tasks with one parent: leaving the `async with` waits for all; a failure cancels the others, in order."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -46,7 +46,9 @@ class Tasks(Protocol):
 class TaskFactory(Protocol):
     """Makes a group of tasks."""
 
-    def __call__(self) -> Tasks: ...
+    def __call__(self) -> Tasks:
+        """A new, empty group."""
+        ...
 
 
 class Entropy(Protocol):

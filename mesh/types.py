@@ -93,6 +93,56 @@ class Endpoint:
     grpc: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """Where a program runs."""
+
+    region: RegionId
+    jurisdiction: Jurisdiction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerHead:
+    """What every answer says of itself.
+
+    `region` and `jurisdiction` are where it was *served*. `revision` is the policy it was decided by, or None where no
+    tenant is known.
+    """
+
+    request_id: RequestId
+    region: RegionId
+    jurisdiction: Jurisdiction
+    revision: Revision | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a gateway knows of a body. `model` is a client's word until the catalogue knows it: never log it."""
+
+    model: str
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
+    """A model as one key sees it: `regions` are those in which it may have it served from here."""
+
+    id: ModelId
+    kind: ModelKind
+    context: int
+    regions: tuple[RegionId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """The endpoints of a key's pin, and whether this one is among them."""
+
+    here: RegionId
+    served_here: bool
+    allowed: tuple[Endpoint, ...]
+    revision: Revision
+
+
 OPERATIONS_OF: dict[ModelKind, frozenset[Operation]] = {
     ModelKind.CHAT: frozenset({Operation.CHAT, Operation.COMPLETIONS}),
     ModelKind.EMBEDDING: frozenset({Operation.EMBEDDINGS}),

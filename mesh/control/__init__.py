@@ -1,0 +1,1 @@
+"""The control store (etcd): layout, records, and a watch that loses nothing."""

@@ -1,0 +1,1 @@
+"""The program that answers clients: one or more processes a region. Never imports Ray."""

@@ -1,0 +1,1 @@
+"""A region's database of metadata. It never leaves the region, and never holds content."""

@@ -1,0 +1,1 @@
+"""Which replica serves a call, and why not another. Pure."""

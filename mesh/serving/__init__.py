@@ -1,0 +1,1 @@
+"""What runs in a Ray Serve replica: engines, and the port through which gateways reach them."""

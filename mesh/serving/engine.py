@@ -129,7 +129,9 @@ class Engine(Protocol):
     """Runs one model."""
 
     @property
-    def kind(self) -> ModelKind: ...
+    def kind(self) -> ModelKind:
+        """What it can do."""
+        ...
 
     @property
     def context(self) -> int:
@@ -137,7 +139,9 @@ class Engine(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """Its own."""
+        ...
 
     def start(self) -> None:
         """Loads and warms up; blocks, off the event loop. Ready when it returns."""

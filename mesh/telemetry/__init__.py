@@ -1,0 +1,1 @@
+"""Logs, metrics and traces, from allow-lists of names and values."""

@@ -1,0 +1,116 @@
+"""What the gateway's story needs of the world, as the story sees it. `transport` and `control` fulfil these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from mesh.errors import MeshError
+from mesh.settings import Address
+from mesh.types import AnswerHead, Facts, ModelId, Operation, RequestId, TenantId, Usage
+
+
+class Parcel(Protocol):
+    """A body on its way, as it came. The story moves it and cannot open it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How large it is: all that may be known here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopHead:
+    """What travels beside a parcel.
+
+    Attributes:
+        timeout_s: What is left of the call's deadline.
+        trace: A W3C `traceparent` of our own, or None.
+    """
+
+    request_id: RequestId
+    tenant: TenantId
+    operation: Operation
+    model: ModelId
+    stream: bool
+    timeout_s: float
+    trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relayed:
+    """How an answer ended.
+
+    Attributes:
+        usage: Tokens seen, also when it was cut off.
+        began: Whether a byte of it reached the client's door: then nothing can be tried again.
+        fault: None when it is whole. With `began`, the door has already told the client.
+    """
+
+    usage: Usage
+    began: bool
+    fault: MeshError | None
+
+
+class Hop(Protocol):
+    """A parcel that was sent, and its answer as it comes."""
+
+    def close(self) -> None:
+        """Abandons it: the connection closes, and the other side stops its work. Idempotent."""
+        ...
+
+
+class Hops(Protocol):
+    """The way to replicas and to other regions' gateways."""
+
+    async def send(self, to: Address, parcel: Parcel, head: HopHead) -> Hop:
+        """Sends a parcel.
+
+        Raises:
+            MeshError: REPLICA_FAILED when it could not be handed over.
+        """
+        ...
+
+
+class Exchange(Protocol):
+    """One call at a door, from its headers to its last byte.
+
+    A client that hangs up cancels the task that serves it; a `MeshError` that leaves the story is told to the client.
+    """
+
+    @property
+    def request_id(self) -> RequestId:
+        """Drawn by the door."""
+        ...
+
+    @property
+    def operation(self) -> Operation:
+        """What is asked for."""
+        ...
+
+    @property
+    def credential(self) -> str | None:
+        """What came after `Bearer `."""
+        ...
+
+    @property
+    def timeout_s(self) -> float:
+        """The whole call's deadline, from its headers on."""
+        ...
+
+    async def receive(self, limit_bytes: int) -> Facts:
+        """Asks for the body, reads all of it and tells what may be known.
+
+        Raises:
+            MeshError: REQUEST_TOO_LARGE, MALFORMED_BODY, REQUEST_TIMEOUT, INVALID_PARAMETER.
+        """
+        ...
+
+    @property
+    def parcel(self) -> Parcel:
+        """The body, once it was received."""
+        ...
+
+    async def relay(self, hop: Hop, head: AnswerHead) -> Relayed:
+        """Moves the answer from a hop to the client, until it ends."""
+        ...
