@@ -1,0 +1,1 @@
+"""etcd's wire protocol, as far as the mesh uses it."""
