@@ -174,6 +174,7 @@ class MeshError(Exception):
         allowed: For `residency_refused`: the doors of the regions in the pin.
         retry_after_s: For codes that may do better later: whole seconds, at least 1.
         methods: For `method_not_allowed`: what the path takes.
+        revision: The policy that it was decided by; set on the way out, where a tenant is known.
     """
 
     def __init__(
@@ -192,6 +193,7 @@ class MeshError(Exception):
         self.hint = hint
         self.allowed = tuple(allowed)
         self.methods = tuple(methods)
+        self.revision: int | None = None
         if retry_after_s is None and TABLE[code].retry is Retry.LATER:
             retry_after_s = 1
         self.retry_after_s = retry_after_s

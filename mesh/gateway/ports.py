@@ -7,7 +7,7 @@ from typing import Protocol
 
 from mesh.errors import MeshError
 from mesh.settings import Address
-from mesh.types import AnswerHead, Facts, ModelId, Operation, RequestId, TenantId, Usage
+from mesh.types import AnswerHead, Facts, ModelId, Operation, RegionId, RequestId, TenantId, Usage
 
 
 class Parcel(Protocol):
@@ -52,8 +52,45 @@ class Relayed:
     fault: MeshError | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A call that has ended, for its one record in the ledger of the region that served or refused it.
+
+    Attributes:
+        at_s: Seconds since 1970, UTC, at its end.
+        key_id: Empty for a call that another region's gateway sent on.
+        model: From the catalogue; empty while none was known.
+        door: `http`, `grpc` or `peer`.
+        code: `ok`, `cancelled` (the client hung up), or a code of the error table.
+        entry: The region in which the client called.
+    """
+
+    request_id: RequestId
+    at_s: float
+    tenant: TenantId
+    key_id: str
+    operation: Operation
+    model: str
+    door: str
+    code: str
+    usage: Usage
+    duration_s: float
+    first_byte_s: float | None
+    entry: RegionId
+
+
 class Hop(Protocol):
     """A parcel that was sent, and its answer as it comes."""
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens seen so far."""
+        ...
+
+    @property
+    def first_byte_s(self) -> float | None:
+        """When the first byte for the client came, by this host's monotonic clock; None until then."""
+        ...
 
     def close(self) -> None:
         """Abandons it: the connection closes, and the other side stops its work. Idempotent."""
@@ -63,8 +100,16 @@ class Hop(Protocol):
 class Hops(Protocol):
     """The way to replicas and to other regions' gateways."""
 
-    async def send(self, to: Address, parcel: Parcel, head: HopHead) -> Hop:
-        """Sends a parcel.
+    async def to_replica(self, to: Address, parcel: Parcel, head: HopHead) -> Hop:
+        """Sends a parcel to a replica of this region.
+
+        Raises:
+            MeshError: REPLICA_FAILED when it could not be handed over.
+        """
+        ...
+
+    async def to_peer(self, region: RegionId, to: Address, parcel: Parcel, head: HopHead) -> Hop:
+        """Sends a parcel to a gateway of another region, which must prove to be of that region.
 
         Raises:
             MeshError: REPLICA_FAILED when it could not be handed over.
@@ -86,6 +131,11 @@ class Exchange(Protocol):
     @property
     def operation(self) -> Operation:
         """What is asked for."""
+        ...
+
+    @property
+    def door(self) -> str:
+        """`http`, `grpc` or `peer`."""
         ...
 
     @property
@@ -111,6 +161,67 @@ class Exchange(Protocol):
         """The body, once it was received."""
         ...
 
+    async def admitted(self, head: AnswerHead) -> None:
+        """Called once a route is chosen and before the parcel is needed; may be called again for a second attempt.
+
+        A door whose client shows its content only now asks for it here; for the others it does nothing.
+
+        Raises:
+            MeshError: As `receive`.
+        """
+        ...
+
     async def relay(self, hop: Hop, head: AnswerHead) -> Relayed:
         """Moves the answer from a hop to the client, until it ends."""
+        ...
+
+
+class ForwardedExchange(Protocol):
+    """A call that another region's gateway sent on. Otherwise as `Exchange`."""
+
+    @property
+    def request_id(self) -> RequestId:
+        """Drawn where the client called."""
+        ...
+
+    @property
+    def operation(self) -> Operation:
+        """What is asked for."""
+        ...
+
+    @property
+    def door(self) -> str:
+        """`peer`."""
+        ...
+
+    @property
+    def tenant(self) -> TenantId:
+        """As the sender says; what it may do here is decided here."""
+        ...
+
+    @property
+    def entry(self) -> RegionId:
+        """The sender's region, by its certificate."""
+        ...
+
+    @property
+    def timeout_s(self) -> float:
+        """What was left of the call's deadline."""
+        ...
+
+    async def receive(self, limit_bytes: int) -> Facts:
+        """Reads the parcel."""
+        ...
+
+    @property
+    def parcel(self) -> Parcel:
+        """The body, once it was received."""
+        ...
+
+    async def admitted(self, head: AnswerHead) -> None:
+        """Does nothing."""
+        ...
+
+    async def relay(self, hop: Hop, head: AnswerHead) -> Relayed:
+        """Moves the frames from a replica to the sender, until they end."""
         ...

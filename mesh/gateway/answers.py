@@ -1,0 +1,115 @@
+"""What a gateway answers about itself, without content: models, endpoints, and where a call would go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mesh.errors import Code, MeshError
+from mesh.gateway.keyring import Keyring
+from mesh.gateway.story import endpoints_of
+from mesh.policy.bundle import PolicyBook, TenantPolicy
+from mesh.policy.decide import Deny, Permit, decide
+from mesh.ports import Clock
+from mesh.routing.choose import explain, explain_denied, regions_for
+from mesh.routing.explain import Explanation
+from mesh.routing.fleet import Atlas, Fleet
+from mesh.types import AnswerHead, Here, ModelId, ModelView, RequestId, Resolution, TenantId
+
+
+class Answers:
+    """Answers for the key that asks, and for the operator about any tenant."""
+
+    def __init__(
+        self,
+        *,
+        here: Here,
+        atlas: Atlas,
+        book: PolicyBook,
+        keyring: Keyring,
+        fleet: Callable[[], Fleet],
+        clock: Clock,
+    ) -> None:
+        self._here = here
+        self._atlas = atlas
+        self._book = book
+        self._keyring = keyring
+        self._fleet = fleet
+        self._clock = clock
+
+    async def authenticate(self, credential: str | None) -> None:
+        """Raises as `Keyring.authenticate` unless the key is good."""
+        await self._keyring.authenticate(credential)
+
+    async def models(self, credential: str | None, request_id: RequestId) -> tuple[AnswerHead, tuple[ModelView, ...]]:
+        """What this key may use from here, by id.
+
+        Raises:
+            MeshError: As for a call; RESIDENCY_REFUSED where the key is not served.
+        """
+        policy = (await self._keyring.authenticate(credential)).policy
+        match decide(policy, self._here):
+            case Deny(code=code):
+                raise MeshError(code, allowed=endpoints_of(policy, self._atlas))
+            case Permit() as permit:
+                views = [
+                    ModelView(id=model.id, kind=model.kind, context=model.context, regions=regions)
+                    for model in self._atlas.models.values()
+                    if (regions := regions_for(permit, model.id, self._atlas))
+                ]
+        return self._head(policy, request_id), tuple(sorted(views, key=lambda view: view.id))
+
+    async def resolve(self, credential: str | None, request_id: RequestId) -> tuple[AnswerHead, Resolution]:
+        """The endpoints at which this key is served; also answered where it is not."""
+        policy = (await self._keyring.authenticate(credential)).policy
+        resolution = Resolution(
+            here=self._here.region,
+            served_here=isinstance(decide(policy, self._here), Permit),
+            allowed=endpoints_of(policy, self._atlas),
+            revision=policy.revision,
+        )
+        return self._head(policy, request_id), resolution
+
+    async def explain(
+        self, credential: str | None, request_id: RequestId, model: str
+    ) -> tuple[AnswerHead, Explanation]:
+        """Where a call for a model would be served from here, and why.
+
+        Raises:
+            MeshError: MODEL_NOT_FOUND for a model that no catalogue has.
+        """
+        policy = (await self._keyring.authenticate(credential)).policy
+        return self._head(policy, request_id), self._explain(policy, self._known(model))
+
+    def explain_for(self, tenant: TenantId, model: ModelId) -> Explanation:
+        """The same for any tenant, for the operator.
+
+        Raises:
+            MeshError: TENANT_NOT_FOUND, POLICY_STALE.
+        """
+        if not self._book.loaded:
+            raise MeshError(Code.POLICY_STALE)
+        policy = self._book.tenant(tenant)
+        if policy is None:
+            raise MeshError(Code.TENANT_NOT_FOUND)
+        return self._explain(policy, model)
+
+    def _explain(self, policy: TenantPolicy, model: ModelId) -> Explanation:
+        match decide(policy, self._here):
+            case Deny(code=code):
+                return explain_denied(code, model, policy, atlas=self._atlas)
+            case Permit() as permit:
+                return explain(permit, model, fleet=self._fleet(), atlas=self._atlas, now_s=self._clock.now_s())
+
+    def _known(self, model: str) -> ModelId:
+        known = self._atlas.models.get(ModelId(model))
+        if known is None:
+            raise MeshError(Code.MODEL_NOT_FOUND, param="model")
+        return known.id
+
+    def _head(self, policy: TenantPolicy, request_id: RequestId) -> AnswerHead:
+        return AnswerHead(
+            request_id=request_id,
+            region=self._here.region,
+            jurisdiction=self._here.jurisdiction,
+            revision=policy.revision,
+        )

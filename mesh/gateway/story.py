@@ -1,0 +1,300 @@
+"""A request's story, top to bottom: who is it, may it, read it, where to, move it, settle it.
+
+The story handles parcels it cannot open. It is given clock, coin, hops and ledger, and holds no sockets, so that the
+same code runs in a simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mesh.errors import Code, MeshError
+from mesh.gateway.keyring import Keyring
+from mesh.gateway.ports import Exchange, ForwardedExchange, Hop, HopHead, Hops, Relayed, Settled
+from mesh.policy.bundle import PolicyBook, TenantPolicy
+from mesh.policy.decide import Deny, Permit, decide, decide_forwarded
+from mesh.ports import Clock
+from mesh.routing.choose import Local, NoRoute, Remote, Route, choose, regions_for
+from mesh.routing.fleet import Atlas, Fleet
+from mesh.settings import Address
+from mesh.types import (
+    OPERATIONS_OF,
+    AnswerHead,
+    Endpoint,
+    Facts,
+    Here,
+    ModelId,
+    Operation,
+    RegionId,
+    TenantId,
+    Usage,
+)
+
+ATTEMPTS = 2
+_TRY_AGAIN = frozenset({Code.REPLICA_FAILED, Code.NO_CAPACITY})
+CANCELLED = "cancelled"
+"""The code of a call whose client hung up."""
+
+
+@dataclass(slots=True)
+class _Account:
+    """What is known of a call so far, for its one record."""
+
+    began_s: float
+    key_id: str = ""
+    tenant: TenantId | None = None
+    revision: int | None = None
+    model: str = ""
+    usage: Usage = field(default_factory=Usage)
+    first_byte_s: float | None = None
+    served_elsewhere: bool = False
+
+
+class Story:
+    """Serves calls: those of clients by `serve`, those of other regions' gateways by `serve_forwarded`."""
+
+    def __init__(
+        self,
+        *,
+        here: Here,
+        atlas: Atlas,
+        book: PolicyBook,
+        keyring: Keyring,
+        fleet: Callable[[], Fleet],
+        hops: Hops,
+        peers: Mapping[RegionId, Sequence[Address]],
+        settle: Callable[[Settled], None],
+        clock: Clock,
+        coin: Callable[[], float],
+        max_body_bytes: int,
+    ) -> None:
+        self._here = here
+        self._atlas = atlas
+        # For a call that was sent on here no other region exists: it is never sent further.
+        self._alone = Atlas(here=atlas.here, sites={atlas.here: atlas.sites[atlas.here]}, models=atlas.models)
+        self._book = book
+        self._keyring = keyring
+        self._fleet = fleet
+        self._hops = hops
+        self._peers = peers
+        self._settle = settle
+        self._clock = clock
+        self._coin = coin
+        self._max_body_bytes = max_body_bytes
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Serves a client's call.
+
+        Raises:
+            MeshError: For the door to tell the client, also after the answer began.
+        """
+        account = _Account(began_s=self._clock.now_s())
+        code: str = CANCELLED
+        try:
+            async with self._clock.timeout(exchange.timeout_s):
+                caller = await self._keyring.authenticate(exchange.credential)
+                account.key_id, account.tenant = caller.key.key_id, caller.policy.tenant
+                account.revision = caller.policy.revision
+                permit = self._permit(caller.policy)
+                await self._carry(exchange, permit, account)
+            code = "ok"
+        except TimeoutError:
+            code = Code.DEADLINE_EXCEEDED
+            raise _late(account) from None
+        except MeshError as error:
+            code, error.revision = error.code, account.revision
+            raise
+        finally:
+            self._record(exchange, account, code, entry=self._here.region)
+
+    async def serve_forwarded(self, exchange: ForwardedExchange) -> None:
+        """Serves a call that another region's gateway sent on, here or not at all.
+
+        Raises:
+            MeshError: As `serve`.
+        """
+        account = _Account(began_s=self._clock.now_s(), tenant=exchange.tenant)
+        code: str = CANCELLED
+        try:
+            async with self._clock.timeout(exchange.timeout_s):
+                permit = self._permit_forwarded(exchange.tenant)
+                account.revision = permit.revision
+                await self._carry(exchange, permit, account, forwarded=True)
+            code = "ok"
+        except TimeoutError:
+            code = Code.DEADLINE_EXCEEDED
+            raise _late(account) from None
+        except MeshError as error:
+            code, error.revision = error.code, account.revision
+            raise
+        finally:
+            self._record(exchange, account, code, entry=exchange.entry)
+
+    # --- decide
+
+    def _permit(self, policy: TenantPolicy) -> Permit:
+        match decide(policy, self._here):
+            case Permit() as permit:
+                return permit
+            case Deny(code=code):
+                raise self.refusal(code, policy)
+
+    def _permit_forwarded(self, tenant: TenantId) -> Permit:
+        if not self._book.loaded:
+            raise MeshError(Code.POLICY_STALE)
+        policy = self._book.tenant(tenant)
+        if policy is None:
+            # Its home's change has not arrived here: nothing is known that would allow it.
+            raise MeshError(Code.RESIDENCY_REFUSED)
+        match decide_forwarded(policy, self._here):
+            case Permit() as permit:
+                return permit
+            case Deny(code=code):
+                raise self.refusal(code, policy)
+
+    def refusal(self, code: Code, policy: TenantPolicy) -> MeshError:
+        """The error of a denial; a residency refusal names the doors of the regions in the pin, and no other."""
+        allowed: tuple[Endpoint, ...] = ()
+        if code is Code.RESIDENCY_REFUSED:
+            allowed = endpoints_of(policy, self._atlas)
+        return MeshError(code, allowed=allowed)
+
+    # --- read, choose, move
+
+    async def _carry(
+        self, exchange: Exchange | ForwardedExchange, permit: Permit, account: _Account, *, forwarded: bool = False
+    ) -> None:
+        facts = await exchange.receive(self._max_body_bytes)
+        model = self._model(permit, facts, exchange.operation, forwarded=forwarded)
+        account.model = model
+        tried: set[str] = set()
+        fault = MeshError(Code.NO_CAPACITY)
+        for _ in range(ATTEMPTS):
+            route = self._choose(permit, model, tried, forwarded=forwarded)
+            if isinstance(route, NoRoute):
+                raise fault
+            head = AnswerHead(
+                request_id=exchange.request_id,
+                region=self._region_of(route),
+                jurisdiction=self._atlas.sites[self._region_of(route)].jurisdiction,
+                revision=permit.revision,
+            )
+            await exchange.admitted(head)
+            relayed = await self._attempt(exchange, route, permit, facts, model, head, account)
+            if relayed.fault is None:
+                return
+            fault = relayed.fault
+            if relayed.began or fault.code not in _TRY_AGAIN:
+                raise fault
+            tried.add(route.replica.id if isinstance(route, Local) else route.region)
+        raise fault
+
+    async def _attempt(
+        self,
+        exchange: Exchange | ForwardedExchange,
+        route: Local | Remote,
+        permit: Permit,
+        facts: Facts,
+        model: ModelId,
+        head: AnswerHead,
+        account: _Account,
+    ) -> Relayed:
+        left_s = exchange.timeout_s - (self._clock.now_s() - account.began_s)
+        hop_head = HopHead(
+            request_id=exchange.request_id,
+            tenant=permit.tenant,
+            operation=exchange.operation,
+            model=model,
+            stream=facts.stream,
+            timeout_s=max(0.001, left_s),
+        )
+        hop: Hop | None = None
+        account.served_elsewhere = False
+        try:
+            hop = await self._send(route, exchange, hop_head)
+            account.served_elsewhere = isinstance(route, Remote)
+            relayed = await exchange.relay(hop, head)
+        except MeshError as error:
+            return Relayed(usage=Usage(), began=False, fault=error)
+        finally:
+            if hop is not None:
+                account.usage = hop.usage
+                account.first_byte_s = hop.first_byte_s
+                hop.close()
+        return relayed
+
+    async def _send(self, route: Local | Remote, exchange: Exchange | ForwardedExchange, head: HopHead) -> Hop:
+        match route:
+            case Local(replica):
+                host, _, port = replica.address.rpartition(":")
+                return await self._hops.to_replica(Address(host, int(port)), exchange.parcel, head)
+            case Remote(region):
+                fault = MeshError(Code.REPLICA_FAILED)
+                for address in self._peers.get(region, ()):
+                    try:
+                        return await self._hops.to_peer(region, address, exchange.parcel, head)
+                    except MeshError as error:
+                        fault = error
+                raise fault
+
+    def _choose(self, permit: Permit, model: ModelId, tried: set[str], *, forwarded: bool) -> Route:
+        return choose(
+            permit,
+            model,
+            fleet=self._fleet(),
+            atlas=self._alone if forwarded else self._atlas,
+            now_s=self._clock.now_s(),
+            coin=self._coin,
+            failed=tried,
+        )
+
+    def _region_of(self, route: Local | Remote) -> RegionId:
+        return self._here.region if isinstance(route, Local) else route.region
+
+    def _model(self, permit: Permit, facts: Facts, operation: Operation, *, forwarded: bool) -> ModelId:
+        """The model, once the catalogue knows it: until then it is a client's text."""
+        atlas = self._alone if forwarded else self._atlas
+        known = atlas.models.get(ModelId(facts.model))
+        if known is None or not regions_for(permit, known.id, atlas):
+            raise MeshError(Code.MODEL_NOT_FOUND, param="model")
+        if operation not in OPERATIONS_OF[known.kind]:
+            raise MeshError(Code.UNSUPPORTED_OPERATION, param="model")
+        return known.id
+
+    # --- settle
+
+    def _record(self, exchange: Exchange | ForwardedExchange, account: _Account, code: str, *, entry: RegionId) -> None:
+        if account.tenant is None or account.served_elsewhere:
+            # Nobody's call, or one whose record stands in the region that served it.
+            return
+        now_s = self._clock.now_s()
+        self._settle(
+            Settled(
+                request_id=exchange.request_id,
+                at_s=self._clock.wall_s(),
+                tenant=account.tenant,
+                key_id=account.key_id,
+                operation=exchange.operation,
+                model=account.model,
+                door=exchange.door,
+                code=code,
+                usage=account.usage,
+                duration_s=now_s - account.began_s,
+                first_byte_s=None if account.first_byte_s is None else account.first_byte_s - account.began_s,
+                entry=entry,
+            )
+        )
+
+
+def _late(account: _Account) -> MeshError:
+    error = MeshError(Code.DEADLINE_EXCEEDED)
+    error.revision = account.revision
+    return error
+
+
+def endpoints_of(policy: TenantPolicy, atlas: Atlas) -> tuple[Endpoint, ...]:
+    """The doors of the regions in a pin: the home's first, then by id."""
+    sites = [site for site in atlas.sites.values() if site.jurisdiction in policy.allowed]
+    sites.sort(key=lambda site: (site.region != policy.home, site.region))
+    return tuple(site.endpoint for site in sites)

@@ -1,0 +1,84 @@
+"""May this tenant be served in this jurisdiction? Pure, and the only maker of permits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mesh.errors import Code
+from mesh.policy.bundle import TenantPolicy
+from mesh.types import Here, Jurisdiction, RegionId, Revision, TenantId, TenantState, Transfer
+
+_SEAL = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permit:
+    """Proof that a tenant may be served here, under one revision of its policy. Only `decide` makes one.
+
+    Attributes:
+        elsewhere: The jurisdictions into which its content may be forwarded from here; empty without transfer.
+    """
+
+    tenant: TenantId
+    home: RegionId
+    revision: Revision
+    allowed: frozenset[Jurisdiction]
+    elsewhere: frozenset[Jurisdiction]
+    seal: object = field(repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.seal is not _SEAL:
+            raise TypeError("a permit is made by decide()")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deny:
+    """Why not: `tenant_suspended` or `residency_refused`."""
+
+    code: Code
+
+
+Decision = Permit | Deny
+
+
+def state_of(policy: TenantPolicy) -> Deny | None:
+    """Whether the tenant is served anywhere at all: what a caller may know before a path or a place is looked at."""
+    match policy.state:
+        case TenantState.ACTIVE:
+            return None
+        case TenantState.SUSPENDED:
+            return Deny(code=Code.TENANT_SUSPENDED)
+
+
+def decide(policy: TenantPolicy, here: Here) -> Decision:
+    """Decides for a call that a client sent here.
+
+    Args:
+        policy: The newest known policy of the call's tenant.
+        here: Where the deciding gateway is.
+    """
+    denied = state_of(policy)
+    if denied is not None:
+        return denied
+    if here.jurisdiction not in policy.allowed:
+        return Deny(code=Code.RESIDENCY_REFUSED)
+    forwards = policy.transfer is Transfer.WITHIN_ALLOWED
+    return Permit(
+        tenant=policy.tenant,
+        home=policy.home,
+        revision=policy.revision,
+        allowed=policy.allowed,
+        elsewhere=policy.allowed if forwards else frozenset(),
+        seal=_SEAL,
+    )
+
+
+def decide_forwarded(policy: TenantPolicy, here: Here) -> Decision:
+    """Decides for a call that another region's gateway sent on: here it is served, or refused, never sent further.
+
+    The receiver trusts the sender's identity, never its decision.
+    """
+    decision = decide(policy, here)
+    if isinstance(decision, Permit) and policy.transfer is not Transfer.WITHIN_ALLOWED:
+        return Deny(code=Code.RESIDENCY_REFUSED)
+    return decision
