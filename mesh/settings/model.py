@@ -1,14 +1,4 @@
-"""A mesh's configuration: which regions there are, what they host, where the doors and the store are.
-
-One folder holds it, the same for every program of a mesh:
-
-    mesh.yaml           control store, certificates, key hashing, ledger, telemetry
-    models.yaml         the catalogue: what a deployment may host
-    regions/<id>.yaml   one file a region
-
-`load` reads it once, strictly: an unknown key, a bad value or a reference to nothing is a fault, and all faults are
-reported together. Nothing here is secret; secrets are files that it names.
-"""
+"""A mesh's configuration as frozen values; `mesh.settings` says where it stands."""
 
 from __future__ import annotations
 
@@ -32,7 +22,7 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +104,14 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """The regions that may be run and the models that they host, without the places of one mesh."""
+
+    regions: Mapping[RegionId, Region]
+    models: Mapping[ModelId, Model]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """A whole mesh.
 
@@ -136,12 +134,3 @@ class Settings:
     models_dir: Path
     otlp: str | None = None
     max_body_bytes: int = 8 * 1024 * 1024
-
-
-def load(folder: Path) -> Settings:
-    """Reads and checks a configuration folder.
-
-    Raises:
-        SettingsError: With every fault found, as `file: path: what is wrong and what to do`.
-    """
-    raise NotImplementedError
