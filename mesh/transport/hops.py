@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from mesh.content.frames import FrameError, FrameKind, Frame, FrameParser
+from mesh.content.frames import Frame, FrameError, FrameKind, FrameParser
 from mesh.content.parcel import Sealed
 from mesh.errors import Code, MeshError
 from mesh.http1 import ConnectionFailedError, Pool, Response
@@ -92,7 +92,8 @@ class FrameHop:
             if not data and self._parser.mid_frame:
                 raise MeshError(Code.REPLICA_FAILED)
             if frames:
-                self._usage = frames[-1].usage
+                if frames[-1].usage != Usage():
+                    self._usage = frames[-1].usage
                 if self._first_byte_s is None and any(frame.kind is FrameKind.DATA for frame in frames):
                     self._first_byte_s = self._clock.now_s()
             if frames or not data:
