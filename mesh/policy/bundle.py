@@ -40,6 +40,7 @@ class PolicyBook:
     def __init__(self) -> None:
         self._tenants: dict[TenantId, TenantPolicy] = {}
         self._keys: dict[KeyId, TenantKey] = {}
+        self._floors: dict[TenantId, Revision] = {}
         self.loaded = False
         """Whether the whole was read at least once: until then nobody can be told apart from nobody."""
 
@@ -55,10 +56,14 @@ class PolicyBook:
         """All policies, in no order."""
         return iter(self._tenants.values())
 
+    def keys(self) -> Iterator[TenantKey]:
+        """All keys, revoked ones included, in no order."""
+        return iter(self._keys.values())
+
     def put_tenant(self, policy: TenantPolicy) -> None:
         """Replaces a tenant's policy, unless a newer one is here."""
-        known = self._tenants.get(policy.tenant)
-        if known is None or policy.revision >= known.revision:
+        if policy.revision >= self._floors.get(policy.tenant, 0):
+            self._floors[policy.tenant] = policy.revision
             self._tenants[policy.tenant] = policy
 
     def put_key(self, key: TenantKey) -> None:
@@ -66,3 +71,13 @@ class PolicyBook:
         known = self._keys.get(key.key_id)
         if known is None or not known.revoked:
             self._keys[key.key_id] = key
+
+    def drop_tenant(self, tenant: TenantId) -> None:
+        """Forgets a tenant without a valid record: it is refused. An older record than was seen never counts again."""
+        self._tenants.pop(tenant, None)
+
+    def drop_key(self, key_id: KeyId) -> None:
+        """Forgets a key that has no valid record. A revoked one is kept: no older record may bring it back."""
+        known = self._keys.get(key_id)
+        if known is not None and not known.revoked:
+            del self._keys[key_id]

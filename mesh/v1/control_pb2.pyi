@@ -80,3 +80,9 @@ class HeadRecord(_message.Message):
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     changed: str
     def __init__(self, changed: _Optional[str] = ...) -> None: ...
+
+class OpRecord(_message.Message):
+    __slots__ = ("revision",)
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    def __init__(self, revision: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,266 @@
+"""Keeps a gateway's policy book equal to the control store, by one watch that knows when it missed something.
+
+Every change puts its record and its shard's head in one transaction, and the head's etcd version rises by exactly one.
+An event is applied only if its head follows exactly the head that was applied before (version and mod_revision).
+Anything else is a gap, and the shard is read again. The protocol: docs/architecture.md, "Policy".
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from itertools import groupby
+from typing import Protocol
+
+from mesh.control import layout
+from mesh.control.records import RecordError, decode_key, decode_tenant
+from mesh.control.store import (
+    CompactedError,
+    Event,
+    KeyValue,
+    Range,
+    Store,
+    StoreError,
+    StoreUnavailableError,
+    WatchBatch,
+    WatchDown,
+    WatchUp,
+    prefix_end,
+)
+from mesh.policy.bundle import PolicyBook, TenantKey
+from mesh.ports import Clock
+from mesh.types import KeyId, TenantId
+
+PAGE = 500
+"""Records read at once: an answer stays far below the transport's limit."""
+_READ_TIMEOUT_S = 5.0
+_FIRST_BACKOFF_S = 0.1
+_MAX_BACKOFF_S = 2.0
+
+
+class Log(Protocol):
+    """Where news of the feed goes: fixed events with fields from an allow-list."""
+
+    def info(self, event: str, **fields: str | float | bool | None) -> None:
+        """Something that is as it should be."""
+        ...
+
+    def warning(self, event: str, **fields: str | float | bool | None) -> None:
+        """Something that mends itself."""
+        ...
+
+
+class PolicyFeed:
+    """Fills a book from the store's policy records and keeps it current. Reads only.
+
+    Attributes:
+        live: Whether a member is telling of changes now. No evidence of freshness.
+        applied: The store's revision up to which the book is complete.
+        gaps: Shards that were read again.
+        invalid: Records that did not count.
+    """
+
+    def __init__(self, store: Store, book: PolicyBook, clock: Clock, log: Log | None = None) -> None:
+        self.live = False
+        self.applied = 0
+        self.gaps = 0
+        self.invalid = 0
+        self._store = store
+        self._book = book
+        self._clock = clock
+        self._log = log
+        self._heads: dict[layout.Shard, KeyValue] = {}
+        self._fetched: dict[layout.Shard, int] = {}
+        self._known: dict[layout.Shard, _Held] = {}
+
+    async def run(self) -> None:
+        """Loads and follows, for ever: a store that cannot be read is tried again."""
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            try:
+                await self._load()
+                backoff_s = _FIRST_BACKOFF_S
+                await self._follow()
+            except CompactedError:
+                # What was forgotten can only be had by reading it all.
+                self._note("policy.compacted")
+            except StoreError as error:
+                self._note("policy.unavailable", reason=_reason(error))
+            finally:
+                self.live = False
+            await self._clock.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    async def _load(self) -> None:
+        """Reads everything, as of one revision."""
+        heads: dict[layout.Shard, KeyValue] = {}
+        seen: dict[layout.Shard, _Held] = {}
+        pinned = 0
+        async for revision, items in self._pages(*layout.HEADS, 0):
+            pinned = revision
+            for item in items:
+                at = layout.parse(item.key)
+                if isinstance(at, layout.HeadKey):
+                    heads[at.shard] = item
+        async for _, items in self._pages(*layout.POLICIES, pinned):
+            self._apply(items, seen)
+        for shard, known in self._known.items():
+            self._drop(known, seen.get(shard, _Held()))
+        self._known = seen
+        self._heads = heads
+        self._fetched = {}
+        self.applied = pinned
+        if not self._book.loaded:
+            self._book.loaded = True
+        if self._log is not None:
+            self._log.info("policy.loaded", revision=pinned)
+
+    async def _follow(self) -> None:
+        """Applies changes as they come, until the watch cannot go on."""
+        async with aclosing(self._store.watch(*layout.FEED, self.applied + 1)) as watch:
+            async for news in watch:
+                match news:
+                    case WatchUp():
+                        self.live = True
+                    case WatchDown(reason):
+                        self.live = False
+                        self._note("policy.watch_lost", reason=reason)
+                    case WatchBatch(events):
+                        for revision, group in groupby(events, key=lambda event: event.mod_revision):
+                            await self._change(revision, list(group))
+
+    async def _change(self, revision: int, events: list[Event]) -> None:
+        """Applies all events of one revision, or reads the shards anew that they do not follow on."""
+        by_shard: dict[layout.Shard, list[Event]] = {}
+        for event in events:
+            at = layout.parse(event.key)
+            if at is not None and revision > self._fetched.get(at.shard, 0):
+                by_shard.setdefault(at.shard, []).append(event)
+        for shard, changes in by_shard.items():
+            head = self._successor(shard, changes)
+            if head is None:
+                self.gaps += 1
+                self._note("policy.gap", home=shard.home, shard=shard.index, revision=revision)
+                await self._refetch(shard)
+            else:
+                self._apply((_as_item(event) for event in changes), self._known)
+                self._heads[shard] = head
+        self.applied = max(self.applied, revision)
+
+    def _successor(self, shard: layout.Shard, changes: list[Event]) -> KeyValue | None:
+        """The head that these changes put, if they are a record or more and the head next to the one applied."""
+        heads = [event for event in changes if isinstance(layout.parse(event.key), layout.HeadKey)]
+        if len(heads) != 1 or len(changes) == 1 or any(event.value is None for event in changes):
+            return None
+        if any(self._is_back(event) for event in changes):
+            return None
+        head, known = heads[0], self._heads.get(shard)
+        follows = (
+            (head.before is None and head.version == 1)
+            if known is None
+            else (
+                head.before is not None
+                and (head.before.version, head.before.mod_revision) == (known.version, known.mod_revision)
+                and head.version == known.version + 1
+            )
+        )
+        return _as_item(head) if follows else None
+
+    async def _refetch(self, shard: layout.Shard) -> None:
+        """Reads one shard as of one revision; its events up to there do not count any more."""
+        answer = await self._store.range(Range(layout.head_key(shard)), timeout_s=_READ_TIMEOUT_S)
+        prefix, seen = layout.shard_prefix(shard), dict[layout.Shard, _Held]()
+        async for _, items in self._pages(prefix, prefix_end(prefix), answer.revision):
+            self._apply(items, seen)
+        held = seen.get(shard, _Held())
+        self._drop(self._known.get(shard, _Held()), held)
+        self._known[shard] = held
+        self._fetched[shard] = answer.revision
+        if answer.items:
+            self._heads[shard] = answer.items[0]
+        else:
+            self._heads.pop(shard, None)
+
+    async def _pages(self, key: str, end: str, revision: int) -> AsyncGenerator[tuple[int, tuple[KeyValue, ...]]]:
+        """A range in pages, all as of one revision: `revision`, or if 0 that of the first page."""
+        while True:
+            answer = await self._store.range(Range(key, end, limit=PAGE, revision=revision), timeout_s=_READ_TIMEOUT_S)
+            revision = revision or answer.revision
+            yield revision, answer.items
+            if not answer.more:
+                return
+            key = answer.items[-1].key + "\0"
+
+    def _is_back(self, event: Event) -> bool:
+        """Whether a record is of a tenant that had none that counted: its keys did not count either, and may now."""
+        at = layout.parse(event.key)
+        return isinstance(at, layout.PolicyKey) and event.version > 1 and self._book.tenant(at.tenant) is None
+
+    def _apply(self, items: Iterable[KeyValue], seen: dict[layout.Shard, _Held]) -> None:
+        """Puts records into the book, a tenant's before those of its keys, and notes in `seen` what counted."""
+        for item in items:
+            at = layout.parse(item.key)
+            try:
+                match at:
+                    case layout.PolicyKey():
+                        self._book.put_tenant(decode_tenant(at, item.value).policy)
+                        seen.setdefault(at.shard, _Held()).tenants.add(at.tenant)
+                    case layout.KeyKey():
+                        self._book.put_key(self._own_key(at, item.value))
+                        seen.setdefault(at.shard, _Held()).keys.add(at.key_id)
+                    case _:
+                        pass
+            except RecordError as error:
+                # No valid record: absent, that is, refused.
+                self.invalid += 1
+                self._note("policy.invalid_record", reason=error.field, revision=item.mod_revision)
+                self._refuse(at)
+
+    def _own_key(self, at: layout.KeyKey, value: bytes) -> TenantKey:
+        """A key's record. It counts only under the home of its tenant, and never in the place of another's key."""
+        key, tenant = decode_key(at, value).key, self._book.tenant(at.tenant)
+        if tenant is None or tenant.home != at.shard.home:
+            raise RecordError("tenant")
+        known = self._book.key(at.key_id)
+        if known is not None and known.tenant != at.tenant:
+            raise RecordError("key_id")
+        return key
+
+    def _refuse(self, at: layout.HeadKey | layout.PolicyKey | layout.KeyKey | None) -> None:
+        """Forgets what has no valid record at its own place. A stray record elsewhere takes nothing away."""
+        if isinstance(at, layout.PolicyKey):
+            tenant = self._book.tenant(at.tenant)
+            if tenant is not None and layout.shard_of(tenant.home, tenant.tenant) == at.shard:
+                self._book.drop_tenant(at.tenant)
+        elif isinstance(at, layout.KeyKey):
+            key = self._book.key(at.key_id)
+            tenant = self._book.tenant(at.tenant)
+            if key is not None and key.tenant == at.tenant and (tenant is None or tenant.home == at.shard.home):
+                self._book.drop_key(at.key_id)
+
+    def _drop(self, known: _Held, held: _Held) -> None:
+        """Forgets what was known of a shard and is not in a whole read of it."""
+        for tenant in known.tenants - held.tenants:
+            self._book.drop_tenant(tenant)
+        for key_id in known.keys - held.keys:
+            self._book.drop_key(key_id)
+
+    def _note(self, event: str, **fields: str | float | bool | None) -> None:
+        if self._log is not None:
+            self._log.warning(event, **fields)
+
+
+class _Held:
+    """What of a shard counted."""
+
+    def __init__(self) -> None:
+        self.tenants: set[TenantId] = set()
+        self.keys: set[KeyId] = set()
+
+
+def _as_item(event: Event) -> KeyValue:
+    return KeyValue(event.key, event.value or b"", event.mod_revision, event.version)
+
+
+def _reason(error: StoreError) -> str:
+    return error.reason if isinstance(error, StoreUnavailableError) else type(error).__name__
