@@ -216,7 +216,7 @@ def test_a_password_in_a_url_is_not_in_the_faults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":1", "a", "a:", "a:0", "a:01", "a:+1", "a:65536", "a b:1", "-a:1", "a..b:1", "::1:1", "[::1]", "[a]:1", 
+    ["", ":1", "a", "a:", "a:0", "a:01", "a:+1", "a:65536", "a b:1", "-a:1", "a..b:1", "::1:1", "[::1]", "[a]:1",
      "1.2.3:4", "[fe80::1%eth0]:1", "a:١"],
 )  # fmt: skip
 def test_no_address(text: str) -> None:
