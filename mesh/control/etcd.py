@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
@@ -179,7 +180,7 @@ class EtcdStore:
                     backoff_s, start = _FIRST_BACKOFF_S, batch.events[-1].mod_revision + 1
                     yield batch
             except TimeoutError:
-                reason = "DEADLINE_EXCEEDED"
+                reason = grpc.StatusCode.DEADLINE_EXCEEDED.name
             except grpc.aio.AioRpcError as error:
                 failure = _translate(error)
                 if not isinstance(failure, StoreUnavailableError):
@@ -295,13 +296,13 @@ async def _read_batch(call: _WatchCall) -> WatchBatch:
 async def _read(call: _WatchCall) -> pb.WatchResponse:
     response = await call.read()
     if not isinstance(response, pb.WatchResponse):  # the end of the stream
-        raise StoreUnavailableError("EOF")
+        raise StoreUnavailableError(grpc.StatusCode.UNAVAILABLE.name)
     if response.compact_revision:
         raise CompactedError(response.compact_revision)
     if response.canceled:
         if "permission denied" in response.cancel_reason:
             raise StoreDeniedError("watch")
-        raise StoreUnavailableError("CANCELED")
+        raise StoreUnavailableError(grpc.StatusCode.CANCELLED.name)
     return response
 
 
@@ -310,7 +311,7 @@ def _unary(channel: grpc.aio.Channel, method: str, answer: type[_Answer]) -> Cal
         "Callable[..., Awaitable[_Answer]]",
         channel.unary_unary(
             f"/etcdserverpb.{method}",
-            request_serializer=Message.SerializeToString,
+            request_serializer=methodcaller("SerializeToString"),
             response_deserializer=answer.FromString,
         ),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from itertools import groupby
-from typing import Protocol
+from typing import LiteralString
 
 from mesh.control import layout
 from mesh.control.records import RecordError, decode_key, decode_tenant
@@ -29,6 +29,7 @@ from mesh.control.store import (
 )
 from mesh.policy.bundle import PolicyBook, TenantKey
 from mesh.ports import Clock
+from mesh.telemetry.log import Log
 from mesh.types import KeyId, TenantId
 
 PAGE = 500
@@ -36,18 +37,6 @@ PAGE = 500
 _READ_TIMEOUT_S = 5.0
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
-
-
-class Log(Protocol):
-    """Where news of the feed goes: fixed events with fields from an allow-list."""
-
-    def info(self, event: str, **fields: str | float | bool | None) -> None:
-        """Something that is as it should be."""
-        ...
-
-    def warning(self, event: str, **fields: str | float | bool | None) -> None:
-        """Something that mends itself."""
-        ...
 
 
 class PolicyFeed:
@@ -85,7 +74,7 @@ class PolicyFeed:
                 # What was forgotten can only be had by reading it all.
                 self._note("policy.compacted")
             except StoreError as error:
-                self._note("policy.unavailable", reason=_reason(error))
+                self._note("policy.unavailable", error=type(error).__name__, grpc_status=_status(error))
             finally:
                 self.live = False
             await self._clock.sleep(backoff_s)
@@ -124,7 +113,7 @@ class PolicyFeed:
                         self.live = True
                     case WatchDown(reason):
                         self.live = False
-                        self._note("policy.watch_lost", reason=reason)
+                        self._note("policy.watch_lost", grpc_status=reason)
                     case WatchBatch(events):
                         for revision, group in groupby(events, key=lambda event: event.mod_revision):
                             await self._change(revision, list(group))
@@ -213,7 +202,7 @@ class PolicyFeed:
             except RecordError as error:
                 # No valid record: absent, that is, refused.
                 self.invalid += 1
-                self._note("policy.invalid_record", reason=error.field, revision=item.mod_revision)
+                self._note("policy.invalid_record", error=type(error).__name__, revision=item.mod_revision)
                 self._refuse(at)
 
     def _own_key(self, at: layout.KeyKey, value: bytes) -> TenantKey:
@@ -245,7 +234,7 @@ class PolicyFeed:
         for key_id in known.keys - held.keys:
             self._book.drop_key(key_id)
 
-    def _note(self, event: str, **fields: str | float | bool | None) -> None:
+    def _note(self, event: LiteralString, **fields: str | float | bool | None) -> None:
         if self._log is not None:
             self._log.warning(event, **fields)
 
@@ -262,5 +251,5 @@ def _as_item(event: Event) -> KeyValue:
     return KeyValue(event.key, event.value or b"", event.mod_revision, event.version)
 
 
-def _reason(error: StoreError) -> str:
-    return error.reason if isinstance(error, StoreUnavailableError) else type(error).__name__
+def _status(error: StoreError) -> str | None:
+    return error.reason if isinstance(error, StoreUnavailableError) else None

@@ -24,7 +24,7 @@ class StoreUnavailableError(StoreError):
     """No member answered in time, or none that has a quorum.
 
     Attributes:
-        reason: The status's name; never a text.
+        reason: A gRPC status's name; never a text.
     """
 
     def __init__(self, reason: str) -> None:
@@ -147,7 +147,7 @@ class WatchUp:
 
 @dataclass(frozen=True, slots=True)
 class WatchDown:
-    """The connection is lost, and is being made again; nothing is skipped. `reason` is a status's name."""
+    """The connection is lost, and is being made again; nothing is skipped. `reason` is a gRPC status's name."""
 
     reason: str
 
