@@ -205,6 +205,11 @@ class ForwardedExchange(Protocol):
         ...
 
     @property
+    def trace(self) -> str | None:
+        """The sender's `traceparent`."""
+        ...
+
+    @property
     def timeout_s(self) -> float:
         """What was left of the call's deadline."""
         ...

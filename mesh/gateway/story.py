@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import LiteralString, Protocol
 
 from mesh.errors import Code, MeshError
 from mesh.gateway.keyring import Keyring
@@ -18,6 +19,7 @@ from mesh.ports import Clock
 from mesh.routing.choose import Local, NoRoute, Remote, Route, choose, regions_for
 from mesh.routing.fleet import Atlas, Fleet
 from mesh.settings import Address
+from mesh.telemetry.tracing import Span
 from mesh.types import (
     OPERATIONS_OF,
     AnswerHead,
@@ -37,11 +39,20 @@ CANCELLED = "cancelled"
 """The code of a call whose client hung up."""
 
 
+class StartSpan(Protocol):
+    """Starts a span of a trace; see `mesh.telemetry`."""
+
+    def __call__(self, name: LiteralString, *, parent: str | None, server: bool) -> Span:
+        """A span to be entered once."""
+        ...
+
+
 @dataclass(slots=True)
 class _Account:
     """What is known of a call so far, for its one record."""
 
     began_s: float
+    span: Span
     key_id: str = ""
     tenant: TenantId | None = None
     revision: int | None = None
@@ -65,6 +76,7 @@ class Story:
         hops: Hops,
         peers: Mapping[RegionId, Sequence[Address]],
         settle: Callable[[Settled], None],
+        start_span: StartSpan,
         clock: Clock,
         coin: Callable[[], float],
         max_body_bytes: int,
@@ -79,6 +91,7 @@ class Story:
         self._hops = hops
         self._peers = peers
         self._settle = settle
+        self._start_span = start_span
         self._clock = clock
         self._coin = coin
         self._max_body_bytes = max_body_bytes
@@ -89,7 +102,7 @@ class Story:
         Raises:
             MeshError: For the door to tell the client, also after the answer began.
         """
-        account = _Account(began_s=self._clock.now_s())
+        account = _Account(began_s=self._clock.now_s(), span=self._start_span("mesh.call", parent=None, server=True))
         code: str = CANCELLED
         try:
             async with self._clock.timeout(exchange.timeout_s):
@@ -114,7 +127,11 @@ class Story:
         Raises:
             MeshError: As `serve`.
         """
-        account = _Account(began_s=self._clock.now_s(), tenant=exchange.tenant)
+        account = _Account(
+            began_s=self._clock.now_s(),
+            span=self._start_span("mesh.forwarded_call", parent=exchange.trace, server=True),
+            tenant=exchange.tenant,
+        )
         code: str = CANCELLED
         try:
             async with self._clock.timeout(exchange.timeout_s):
@@ -208,6 +225,7 @@ class Story:
             model=model,
             stream=facts.stream,
             timeout_s=max(0.001, left_s),
+            trace=account.span.traceparent,
         )
         hop: Hop | None = None
         account.served_elsewhere = False
@@ -265,6 +283,16 @@ class Story:
     # --- settle
 
     def _record(self, exchange: Exchange | ForwardedExchange, account: _Account, code: str, *, entry: RegionId) -> None:
+        with account.span as span:
+            span.set("mesh.request_id", exchange.request_id)
+            span.set("mesh.door", exchange.door)
+            span.set("mesh.region", self._here.region)
+            span.set("gen_ai.request.model", account.model)
+            span.set("gen_ai.usage.input_tokens", account.usage.prompt_tokens)
+            span.set("gen_ai.usage.output_tokens", account.usage.completion_tokens)
+            span.set("mesh.code", code)
+            if code not in ("ok", CANCELLED):
+                span.failed(code)
         if account.tenant is None or account.served_elsewhere:
             # Nobody's call, or one whose record stands in the region that served it.
             return

@@ -37,6 +37,8 @@ class PeerExchange:
         self.request_id = RequestId(_header(request, b"mesh-request-id", 64))
         self.tenant = TenantId(_header(request, b"mesh-tenant", 64))
         self.timeout_s = min(MAX_TIMEOUT_S, int(_header(request, b"mesh-timeout-ms", 6, digits=True)) / 1000)
+        trace = request.header(b"traceparent")
+        self.trace = trace.decode("ascii") if trace is not None and trace.isascii() else None
         self._model = _header(request, b"mesh-model", 128)
         self._stream = _header(request, b"mesh-stream", 1) == "1"
         media_type = request.header(b"content-type")

@@ -17,6 +17,7 @@ from mesh.policy.keys import make_key
 from mesh.routing.fleet import Atlas, CatalogueModel, Fleet, ModelLoad, RegionLoad, Replica, Site
 from mesh.runtime import SystemEntropy
 from mesh.settings import Address
+from mesh.telemetry.tracing import NO_SPAN
 from mesh.types import (
     AnswerHead,
     Endpoint,
@@ -142,6 +143,7 @@ class Call:
     timeout_s: float = 300.0
     tenant: TenantId = TENANT
     entry: RegionId = SG
+    trace: str | None = None
     door: str = "http"
     request_id: RequestId = RequestId("req_1")
     received: int = 0
@@ -223,6 +225,7 @@ class World:
             hops=self.hops,
             peers={SG: [Address("g1", 1), Address("g2", 1)], JP: [Address("g1", 1)]},
             settle=self.settled.append,
+            start_span=lambda name, *, parent, server: NO_SPAN,
             clock=self.clock,
             coin=coin,
             max_body_bytes=1000,
