@@ -35,7 +35,9 @@ class Draw:
 
 def draw_of(sampling: Sampling) -> Draw:
     """The same seed gives the same numbers; without one they are unpredictable."""
-    return Draw(sampling.temperature, sampling.top_p, random.Random(sampling.seed))  # noqa: S311 - dice, not secrets
+    # Random takes a seed's absolute value; a 64-bit one keeps its sign this way.
+    seed = None if sampling.seed is None else sampling.seed % 2**64
+    return Draw(sampling.temperature, sampling.top_p, random.Random(seed))  # noqa: S311 - dice, not secrets
 
 
 def check(generation: Generation, *, context: int, vocabulary_size: int) -> None:
@@ -56,19 +58,25 @@ def check(generation: Generation, *, context: int, vocabulary_size: int) -> None
         _within("top_logprobs", sampling.top_logprobs, 0, MOST_ALTERNATIVES, whole=True)
     if len(sampling.stop) > MOST_STOPS or not all(isinstance(stop, str) and stop for stop in sampling.stop):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise MeshError(Code.INVALID_PARAMETER, param="stop", hint=f"Up to {MOST_STOPS} strings, none empty.")
-    check_prompt(generation.prompt, vocabulary_size=vocabulary_size, param="prompt")
-    if len(generation.prompt) + sampling.max_tokens > context:
-        raise MeshError(Code.CONTEXT_LENGTH_EXCEEDED, hint=f"The context is {context} tokens.")
+    check_prompt(
+        generation.prompt,
+        room=context - sampling.max_tokens,
+        context=context,
+        vocabulary_size=vocabulary_size,
+        param="prompt",
+    )
 
 
-def check_prompt(prompt: Sequence[int], *, vocabulary_size: int, param: str) -> None:
-    """Refuses an empty prompt, and ids that the model does not know.
+def check_prompt(prompt: Sequence[int], *, room: int, context: int, vocabulary_size: int, param: str) -> None:
+    """Refuses token ids that are none, too many for `room`, or unknown to the model.
 
     Raises:
-        MeshError: INVALID_PARAMETER with `param`.
+        MeshError: INVALID_PARAMETER with `param`, CONTEXT_LENGTH_EXCEEDED.
     """
     if len(prompt) == 0:
         raise MeshError(Code.INVALID_PARAMETER, param=param, hint="It holds at least one token.")
+    if len(prompt) > room:
+        raise MeshError(Code.CONTEXT_LENGTH_EXCEEDED, param=param, hint=f"The context is {context} tokens.")
     if not all(type(token) is int and 0 <= token < vocabulary_size for token in prompt):
         raise MeshError(Code.INVALID_PARAMETER, param=param, hint=f"Token ids are 0 to {vocabulary_size - 1}.")
 

@@ -31,7 +31,8 @@ class TextTokenizer:
         self._fast.no_truncation()
         self._fast.no_padding()
         self._fast.encode_special_tokens = True
-        if hasattr(self._fast.model, "_resize_cache"):  # BPE remembers the words it has split; there is no public switch
+        # BPE remembers the words that it has split, and has no public switch for it.
+        if hasattr(self._fast.model, "_resize_cache"):
             self._fast.model._resize_cache(0)  # noqa: SLF001
         added = self._fast.get_added_tokens_decoder()
         self._specials: dict[str, int] = {token.content: number for number, token in added.items() if token.special}
@@ -66,7 +67,7 @@ class TextTokenizer:
             raise MeshError(Code.UNSUPPORTED_OPERATION, param="model")
         if any(role not in ROLES for role, _ in messages):
             raise MeshError(Code.INVALID_PARAMETER, param="messages", hint=f"Roles are: {', '.join(ROLES)}.")
-        # The template sees a mark in place of each text, so what is a control token in its output is the template's own.
+        # The template sees a mark in place of each text: every control token in its output is its own.
         turns = [
             {"role": "system" if role == "developer" else role, "content": f"\0{number}\0"}
             for number, (role, _) in enumerate(messages)

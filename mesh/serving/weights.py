@@ -267,7 +267,11 @@ def _write_tokenizer(facts: Mapping[str, Any], path: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     kinds: list[int] = facts["tokenizer.ggml.token_type"]
     tokenizer.add_special_tokens(
-        [AddedToken(piece, special=True, normalized=False) for piece, kind in zip(pieces, kinds) if kind == special]
+        [
+            AddedToken(piece, special=True, normalized=False)
+            for piece, kind in zip(pieces, kinds, strict=True)
+            if kind == special
+        ]
     )
     tokenizer.save(str(path), pretty=False)
 
