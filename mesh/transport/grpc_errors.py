@@ -57,7 +57,8 @@ def error_trailers(error: MeshError) -> list[tuple[str, str | bytes]]:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MeshError, *, trailers: Trailers = ()) -> NoReturn:
     """Ends a call with an error; gRPC raises its own exception for it, which must be let through."""
-    await context.abort(status_code(error), error.message, (*error_trailers(error), *trailers))
+    kept = cast("Trailers | None", context.trailing_metadata()) or ()
+    await context.abort(status_code(error), error.message, (*kept, *error_trailers(error), *trailers))
     raise AssertionError("abort returned")
 
 
