@@ -86,7 +86,10 @@ class Parcel:
 
 def _turn(turn: pb.Message, index: int) -> dict[str, object]:
     _refuse_unknown(turn, "messages", index)
-    return {"role": turn.role, "content": turn.content} | ({"name": turn.name} if turn.HasField("name") else {})
+    document: dict[str, object] = {"role": turn.role, "content": turn.content}
+    if turn.HasField("name"):
+        document["name"] = turn.name
+    return document
 
 
 def _inputs(inputs: Iterable[pb.Input], name: str) -> list[object]:

@@ -1,0 +1,189 @@
+"""Tells every gateway of the region what this process serves: a `Fleet` stream to each is its membership.
+
+Each stream looks after itself: it reports at once, at every change, and once a second; it starts anew when it breaks
+and when its gateway falls silent. Nothing here waits for a gateway to be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from mesh.ports import Clock
+from mesh.settings import Address
+from mesh.telemetry import Log
+from mesh.tls import grpc_channel_credentials, grpc_channel_options
+from mesh.types import RegionId, Role
+from mesh.v1 import fleet_pb2 as pb
+from mesh.v1.fleet_pb2_grpc import FleetStub
+
+HEARTBEAT_S = 1.0
+COALESCE_S = 0.05
+SILENCE_S = 5.0
+"""A gateway that confirms nothing for so long is given up and dialled again."""
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 1.0
+_OPTIONS: list[tuple[str, str | int]] = [
+    # The stream's own backoff decides; grpc's grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+MakeReport = Callable[[int], pb.ReplicaReport]
+"""The report of this moment, with the number it is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Where to announce, and as whom."""
+
+    pki: Path
+    region: RegionId
+    gateways: Sequence[Address]
+
+
+class Announcer:
+    """Keeps a stream to every gateway. Belongs to one event loop."""
+
+    def __init__(self, membership: Membership, report: MakeReport, clock: Clock, log: Log) -> None:
+        self._membership = membership
+        self._report = report
+        self._clock = clock
+        self._log = log
+        self._lines = [_Line(address) for address in membership.gateways]
+
+    def changed(self) -> None:
+        """Something in the report is different now."""
+        for line in self._lines:
+            line.changed.set()
+
+    async def run(self) -> None:
+        """Announces until it is cancelled."""
+        pki, region = self._membership.pki, self._membership.region
+        credentials = grpc_channel_credentials(pki, region, Role.REPLICA)
+        options = grpc_channel_options(Role.GATEWAY, region) + _OPTIONS
+        async with asyncio.TaskGroup() as tasks:
+            for line in self._lines:
+                tasks.create_task(self._keep(line, credentials, options), name="announce")
+
+    async def settle(self, timeout_s: float) -> None:
+        """Waits until every gateway that is joined has confirmed what is true now, or until `timeout_s` have passed."""
+        for line in self._lines:
+            line.wanted = line.number + 1
+            line.settled.clear()
+            line.changed.set()
+        try:
+            async with self._clock.timeout(timeout_s):
+                for line in self._lines:
+                    if line.joined:
+                        await line.settled.wait()
+        except TimeoutError:
+            self._log.warning("replica.gateways_silent")
+
+    async def _keep(
+        self, line: _Line, credentials: grpc.ChannelCredentials, options: Sequence[tuple[str, str | int]]
+    ) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            async with grpc.aio.secure_channel(str(line.address), credentials, options=list(options)) as channel:
+                while True:
+                    fault, seen = await self._join(line, FleetStub(channel))
+                    if seen:
+                        backoff_s = FIRST_BACKOFF_S
+                    if seen or not line.told:
+                        line.told = True
+                        self._log.warning("replica.no_gateway", port=line.address.port, grpc_status=fault)
+                    await self._clock.sleep(backoff_s * (0.5 + random.random() / 2))  # noqa: S311 - only to spread out
+                    backoff_s = min(backoff_s * 2, LAST_BACKOFF_S)
+                    if fault == _SILENT:
+                        break  # a connection that says nothing is not used again
+
+    async def _join(self, line: _Line, stub: FleetStub) -> tuple[str, bool]:
+        """One stream, from its beginning to its end. Why it ended, and whether the gateway ever confirmed anything."""
+        call: grpc.aio.StreamStreamCall[pb.ReplicaReport, pb.ReplicaSeen] = stub.Join()  # pyright: ignore[reportAssignmentType]
+        first = line.number
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writing = tasks.create_task(self._write(line, call), name="announce-write")
+                fault = await self._read(line, call)
+                writing.cancel()
+        except* grpc.aio.AioRpcError as group:
+            fault = _status(group)
+        finally:
+            line.joined = False
+            line.settled.set()
+            call.cancel()
+        return fault, line.confirmed > first
+
+    async def _write(self, line: _Line, call: grpc.aio.StreamStreamCall[pb.ReplicaReport, pb.ReplicaSeen]) -> None:
+        while True:
+            line.changed.clear()
+            line.number += 1
+            try:
+                await call.write(self._report(line.number))
+            except asyncio.InvalidStateError:
+                return  # the stream is over; the reader finds out why
+            # Changes come in crowds (a step of the engine ends several sequences): one report tells of them all.
+            await self._clock.sleep(COALESCE_S)
+            try:
+                async with self._clock.timeout(HEARTBEAT_S - COALESCE_S):
+                    await line.changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _read(self, line: _Line, call: grpc.aio.StreamStreamCall[pb.ReplicaReport, pb.ReplicaSeen]) -> str:
+        """Reads confirmations until the stream ends."""
+        task = asyncio.current_task()
+        while True:
+            try:
+                async with self._clock.timeout(SILENCE_S):
+                    try:
+                        seen = await call.read()
+                    except asyncio.CancelledError:
+                        # grpc raises this too when the *gateway* cancelled the stream, as one that stops does.
+                        if task is None or task.cancelling():
+                            raise
+                        return "CANCELLED"
+            except TimeoutError:
+                return _SILENT
+            if not isinstance(seen, pb.ReplicaSeen):
+                return (await call.code()).name
+            if not line.joined:
+                line.joined = line.told = True
+                self._log.info("replica.joined_gateway", port=line.address.port)
+            line.confirmed = seen.number
+            if line.confirmed >= line.wanted:
+                line.settled.set()
+
+
+_SILENT = "DEADLINE_EXCEEDED"
+
+
+class _Line:
+    """One gateway.
+
+    `number` is of the last report that was written, `confirmed` of the last that it saw, `wanted` of the one that
+    `settle` waits for. `told` keeps a gateway that never answered to one line in the log.
+    """
+
+    __slots__ = ("address", "changed", "confirmed", "joined", "number", "settled", "told", "wanted")
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.changed = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.joined = self.told = False
+        self.number = 0
+        self.confirmed = 0
+        self.wanted = 0
+
+
+def _status(group: BaseExceptionGroup[grpc.aio.AioRpcError]) -> str:
+    error = group.exceptions[0]
+    return _status(error) if isinstance(error, BaseExceptionGroup) else error.code().name
