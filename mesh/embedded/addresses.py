@@ -120,6 +120,10 @@ class Addresses:
         """Ray's folder: short, since a socket's path may have 107 bytes."""
         return Path("/tmp") / f"mesh-{self.instance[:8]}"  # noqa: S108 - made with mode 700, checked for its owner
 
+    def ray_temp(self, region: RegionId) -> Path:
+        """One cluster's folder in it."""
+        return self.temp / str(self.order.index(region) + 1)
+
     def of(self, region: RegionId) -> RegionAddresses:
         """One region's places."""
         place = self.order.index(region) + 1

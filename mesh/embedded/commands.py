@@ -1,0 +1,351 @@
+"""What the command line does with an embedded mesh: start it, end it, ask it. Blocks; knows nothing of terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, cast
+
+from mesh.embedded.addresses import Addresses, addresses_of
+from mesh.embedded.configuration import catalogue, chosen, places
+from mesh.embedded.doorbell import ask
+from mesh.embedded.environment import part_environment
+from mesh.embedded.etcd_binary import find_etcd
+from mesh.embedded.home import Home, cache_folder, read_json, starting
+from mesh.embedded.processes import Roll, end, end_all, read_record
+from mesh.errors import Code, MeshError
+from mesh.settings import Settings, load
+from mesh.tls import GRPC_SUITES, grpc_channel_credentials, grpc_channel_options, prepare_process
+from mesh.types import RegionId, Role
+
+if TYPE_CHECKING:
+    import grpc
+
+Progress = Callable[[str], None]
+Row = Mapping[str, object]
+_STATUS_S = 10.0
+_STOP_S = 60.0
+_RACE_S = 30.0
+_POLL_S = 0.2
+_GRACE_S = 5.0
+SUPERVISOR = "supervisor"
+
+
+def up(
+    home: Path,
+    regions: Sequence[str] | None,
+    accelerator: str,
+    detach: bool,
+    progress: Progress,
+    *,
+    ready: Callable[[Row], None] | None = None,
+) -> Row:
+    """Starts a mesh.
+
+    Args:
+        home: Its folder; made if missing.
+        regions: Region ids, or None for the three default ones.
+        accelerator: `cpu` or `cuda`.
+        detach: Return when every region is ready, and leave the mesh running. Else it lives as long as this call: until
+            Ctrl-C or SIGTERM, or until somebody ends it.
+        progress: Told in words what is being done.
+        ready: Told the status once, when every region is ready.
+
+    Returns:
+        The object of `mesh status`, as of the moment when it was ready. A mesh of the same regions that runs here
+        already is left alone; its status is returned as soon as it is ready.
+
+    Raises:
+        MeshError: `already_running` with other regions, `unknown_region`, `invalid_settings`, `start_failed`.
+    """
+    environ = _environ()
+    # Refuses SSLKEYLOGFILE before anything is started.
+    prepare_process({**environ, GRPC_SUITES[0]: GRPC_SUITES[1]})
+    known = catalogue()
+    wanted = chosen(known, regions)
+    place = Home(home.absolute())
+    place.make()
+    running = _running(place)
+    if running is not None:
+        return _join(place, running, wanted, progress, ready)
+    addresses = addresses_of(place, cache_folder(environ), places(known))
+    etcd = find_etcd(cache_folder(environ), environ, progress)
+    with _spawned(place, addresses, wanted, accelerator, etcd, environ, attached=not detach) as supervisor:
+        status = _attend(supervisor, progress)
+        if status is None:  # another supervisor was faster
+            return _join(place, _wait_for_hello(place), wanted, progress, ready)
+        if ready is not None:
+            ready(status)
+        if not detach:
+            _stay(supervisor, progress)
+        return status
+
+
+def down(home: Path, progress: Progress) -> Row:
+    """Ends a mesh, or what a killed one left behind.
+
+    Returns:
+        `{"stopped": [{"name", "pid"}]}`.
+
+    Raises:
+        MeshError: `not_running`; `start_failed` where it does not end.
+    """
+    place = Home(home.absolute())
+    if not place.run.is_dir():
+        raise _nothing(place)
+    progress("stopping")
+    stopped: Row | None = None
+    with suppress(OSError):
+        for row in ask(place.run, "stop", _STOP_S):
+            stopped = row if "stopped" in row else stopped
+    if stopped is None:
+        return _clear(place, progress)
+    _wait_for_lock(place)
+    return stopped
+
+
+def status(home: Path) -> Row:
+    """The object of `mesh status`, asked now.
+
+    Raises:
+        MeshError: `not_running`.
+    """
+    place = Home(home.absolute())
+    try:
+        for row in ask(place.run, "status", _STATUS_S):
+            return row
+    except OSError:
+        pass
+    raise _nothing(place)
+
+
+def samples(home: Path) -> Row:
+    """The sample tenants with their keys, as in `samples.json`; empty where none were made."""
+    return read_json(Home(home.absolute()).samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What an operator needs to call the admins and to look into the gateways of a running mesh.
+
+    Attributes:
+        settings: Of the regions that were started.
+        admins: `host:port` of each region's admin.
+        credentials: The operator's certificate.
+    """
+
+    settings: Settings
+    admins: Mapping[RegionId, str]
+    credentials: grpc.ChannelCredentials = field(repr=False)
+
+    def options(self, region: RegionId, role: Role = Role.ADMIN) -> list[tuple[str, str | int]]:
+        """Options of a channel to a region's admin, or to its gateway's internal port."""
+        return grpc_channel_options(role, region)
+
+
+def operator(home: Path) -> Operator:
+    """How to reach the admins of the mesh that runs here.
+
+    Raises:
+        MeshError: `not_running`.
+    """
+    place = Home(home.absolute())
+    if _running(place) is None:
+        raise _nothing(place)
+    settings = load(place.config)
+    admins = {region.id: str(region.admin) for region in settings.regions.values()}
+    return Operator(settings, admins, grpc_channel_credentials(settings.pki, None, Role.OPERATOR))
+
+
+def _environ() -> dict[str, str]:
+    return dict(os.environ)  # noqa: TID251 - read once, for what is started
+
+
+def _nothing(place: Home) -> MeshError:
+    return MeshError(Code.NOT_RUNNING, hint=f"Start one with 'mesh up' (its folder would be {place.path}).")
+
+
+def _running(place: Home) -> Row | None:
+    """What the supervisor of this home says of itself; None where none answers."""
+    try:
+        for row in ask(place.run, "hello", _STATUS_S):
+            return row
+    except OSError:
+        pass
+    return None
+
+
+def _join(
+    place: Home, running: Row, wanted: Sequence[RegionId], progress: Progress, ready: Callable[[Row], None] | None
+) -> Row:
+    """A second start: says that one runs, and waits with it until it is ready."""
+    regions = cast("list[str]", running["regions"])
+    if set(regions) != set(wanted):
+        raise MeshError(
+            Code.ALREADY_RUNNING,
+            hint=f"It runs {', '.join(regions)}. End it with 'mesh down', or use another MESH_HOME.",
+        )
+    if running["state"] == "stopping":
+        raise MeshError(Code.ALREADY_RUNNING, hint="It is stopping; start again when it has ended.")
+    progress(f"a mesh with these regions runs here already (pid {running['pid']})")
+    while (running := _wait_for_hello(place))["state"] == "starting":
+        time.sleep(_POLL_S)
+    now = status(place.path)
+    if ready is not None:
+        ready(now)
+    return now
+
+
+def _wait_for_hello(place: Home) -> Row:
+    deadline_s = time.monotonic() + _RACE_S
+    while time.monotonic() < deadline_s:
+        running = _running(place)
+        if running is not None:
+            return running
+        time.sleep(_POLL_S)
+    raise MeshError(Code.START_FAILED, hint=f"The mesh that was starting here ended; see {place.log_of(SUPERVISOR)}.")
+
+
+@contextmanager
+def _spawned(
+    place: Home,
+    addresses: Addresses,
+    regions: Sequence[RegionId],
+    accelerator: str,
+    etcd: Path,
+    environ: Mapping[str, str],
+    *,
+    attached: bool,
+) -> Generator[_Supervisor]:
+    argv = [sys.executable, "-m", "mesh.embedded", "--home", str(place.path), "--regions", ",".join(regions)]
+    argv += ["--accelerator", accelerator, "--etcd", str(etcd), *(["--attached"] if attached else [])]
+    log = place.log_of(SUPERVISOR)
+    with starting(), os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as words:
+        popen = subprocess.Popen(  # noqa: S603 - our own program
+            argv,
+            env=part_environment(environ, addresses.instance, SUPERVISOR, threads=1),
+            cwd=place.path,
+            stdin=subprocess.PIPE if attached else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            start_new_session=True,
+        )
+    supervisor = _Supervisor(popen, log)
+    try:
+        yield supervisor
+    finally:
+        supervisor.let_go()
+
+
+@dataclass(slots=True)
+class _Supervisor:
+    """The supervisor as its starter sees it: what it says, and the lifeline that keeps it."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def says(self) -> Iterator[Row]:
+        """Its lines until it ends."""
+        for line in cast("IO[bytes]", self.popen.stdout):
+            with suppress(ValueError):
+                yield cast("Row", json.loads(line))
+
+    def let_go(self) -> None:
+        """Closes both pipes: an attached mesh ends by that, a detached one goes on."""
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.popen.wait()  # the first process only, which left at once
+
+
+def _attend(supervisor: _Supervisor, progress: Progress) -> Row | None:
+    """Shows progress until the mesh is ready; None where another supervisor holds the home."""
+    with _as_interrupt():
+        try:
+            for row in supervisor.says():
+                if "ready" in row:
+                    return cast("Row", row["ready"])
+                if "error" in row:
+                    error = cast("Row", row["error"])
+                    if error["code"] == Code.ALREADY_RUNNING:
+                        return None
+                    raise MeshError(Code(str(error["code"])), hint=str(error["hint"]))
+                progress(str(row.get("progress")))
+        except KeyboardInterrupt:
+            _stop(supervisor, progress)
+            raise
+    raise MeshError(Code.START_FAILED, hint=f"The supervisor ended; see {supervisor.log}.")
+
+
+def _stay(supervisor: _Supervisor, progress: Progress) -> None:
+    """Stays with an attached mesh until it ends, or ends it at Ctrl-C."""
+    with _as_interrupt():
+        try:
+            for row in supervisor.says():
+                progress(str(row.get("progress") or row))
+        except KeyboardInterrupt:
+            _stop(supervisor, progress)
+
+
+def _stop(supervisor: _Supervisor, progress: Progress) -> None:
+    """Ends an attached mesh and shows how. A detached one that is not ready yet is ended through its pipe, too."""
+    if supervisor.popen.stdin is not None:
+        supervisor.popen.stdin.close()
+    for row in supervisor.says():
+        progress(str(row.get("progress") or row))
+
+
+@contextmanager
+def _as_interrupt() -> Generator[None]:
+    """Lets SIGTERM end a foreground mesh as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _clear(place: Home, progress: Progress) -> Row:
+    """Ends what is there although no supervisor answers: it was killed, or it hangs."""
+    addresses = addresses_of(place, cache_folder(_environ()), ())
+    roll = Roll(addresses.instance, read_record(place.records))
+    owned = roll.refresh(without=os.getpid())
+    # The supervisor first: it would start again what it sees end.
+    end([one.process for one in owned.values() if one.part == SUPERVISOR], grace_s=_STOP_S)
+    left = end_all(roll, without=os.getpid(), grace_s=_GRACE_S)
+    ended = {one.process: one for one in [*owned.values(), *left]}
+    if not ended:
+        raise _nothing(place)
+    progress("ended what a mesh that was killed had left behind")
+    place.records.unlink(missing_ok=True)
+    rows = sorted(ended.values(), key=lambda one: one.part)
+    return {"stopped": [{"name": one.part, "pid": one.process.pid} for one in rows]}
+
+
+def _wait_for_lock(place: Home) -> None:
+    """Until the supervisor has really gone, so that a start right after finds the home free."""
+    deadline_s = time.monotonic() + _STOP_S
+    while time.monotonic() < deadline_s:
+        with place.locked() as mine:
+            if mine:
+                return
+        time.sleep(_POLL_S)
+    raise MeshError(Code.START_FAILED, hint=f"The supervisor does not end; see {place.log_of(SUPERVISOR)}.")
