@@ -1,7 +1,7 @@
 """The supervisor's program, started by `mesh.embedded.up` and by nobody else.
 
 Its standard output is a pipe to whoever asked for the start: JSON lines of progress, then `{"ready": ...}` or
-`{"error": ...}`. Nobody need read it. Its standard input is open as long as the mesh shall run (`--attached`).
+`{"error": ...}`. Nobody need read it. Its standard input stays open as long as the mesh shall run, or brings `DETACH`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mesh.embedded.addresses import Addresses, addresses_of, taken
 from mesh.embedded.authority import make_pki
+from mesh.embedded.commands import DETACH
 from mesh.embedded.configuration import catalogue, embedded_settings, places, write_settings
 from mesh.embedded.home import Home, cache_folder
 from mesh.embedded.processes import Roll, end_all, read_record
@@ -38,7 +39,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser.add_argument("--regions", required=True)
     parser.add_argument("--accelerator", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--etcd", type=Path, required=True)
-    parser.add_argument("--attached", action="store_true")
     options = parser.parse_args(argv)
     # A core dump would hold what is in memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -79,25 +79,25 @@ def _run(home: Home, regions: Sequence[RegionId], options: argparse.Namespace, e
     settings = embedded_settings(known, regions, home, addresses, cache / "models", options.accelerator)
     write_settings(settings, home.config)
     plan = Plan(home=home, addresses=addresses, settings=settings, environ=environ, etcd=options.etcd, gpus=gpus)
-    asyncio.run(_until_stopped(plan, roll, attached=options.attached))
+    asyncio.run(_until_stopped(plan, roll))
     return 0
 
 
-async def _until_stopped(plan: Plan, roll: Roll, *, attached: bool) -> None:
+async def _until_stopped(plan: Plan, roll: Roll) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if attached:
-        # Whoever holds the other end wants the mesh as long as it lives itself.
-        loop.add_reader(sys.stdin.fileno(), _read_lifeline, loop, stopping)
+    # Whoever holds the other end wants the mesh as long as it lives itself, until it says otherwise.
+    loop.add_reader(sys.stdin.fileno(), _read_lifeline, loop, stopping)
     await supervise(plan, roll, _say, stopping)
 
 
 def _read_lifeline(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
-    if not os.read(sys.stdin.fileno(), 1):
-        loop.remove_reader(sys.stdin.fileno())
+    said = os.read(sys.stdin.fileno(), 1)
+    loop.remove_reader(sys.stdin.fileno())
+    if said != DETACH:
         stopping.set()
 
 

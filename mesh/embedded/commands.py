@@ -39,6 +39,8 @@ _RACE_S = 30.0
 _POLL_S = 0.2
 _GRACE_S = 5.0
 SUPERVISOR = "supervisor"
+DETACH = b"d"
+"""Written to the supervisor's standard input: it is to live on when that is closed."""
 
 
 def up(
@@ -80,13 +82,15 @@ def up(
         return _join(place, running, wanted, progress, ready)
     addresses = addresses_of(place, cache_folder(environ), places(known))
     etcd = find_etcd(cache_folder(environ), environ, progress)
-    with _spawned(place, addresses, wanted, accelerator, etcd, environ, attached=not detach) as supervisor:
+    with _spawned(place, addresses, wanted, accelerator, etcd, environ) as supervisor:
         status = _attend(supervisor, progress)
         if status is None:  # another supervisor was faster
             return _join(place, _wait_for_hello(place), wanted, progress, ready)
         if ready is not None:
             ready(status)
-        if not detach:
+        if detach:
+            supervisor.detach()
+        else:
             _stay(supervisor, progress)
         return status
 
@@ -224,18 +228,16 @@ def _spawned(
     accelerator: str,
     etcd: Path,
     environ: Mapping[str, str],
-    *,
-    attached: bool,
 ) -> Generator[_Supervisor]:
     argv = [sys.executable, "-m", "mesh.embedded", "--home", str(place.path), "--regions", ",".join(regions)]
-    argv += ["--accelerator", accelerator, "--etcd", str(etcd), *(["--attached"] if attached else [])]
+    argv += ["--accelerator", accelerator, "--etcd", str(etcd)]
     log = place.log_of(SUPERVISOR)
     with starting(), os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as words:
         popen = subprocess.Popen(  # noqa: S603 - our own program
             argv,
             env=part_environment(environ, addresses.instance, SUPERVISOR, threads=1),
             cwd=place.path,
-            stdin=subprocess.PIPE if attached else subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=words,
             start_new_session=True,
@@ -260,8 +262,14 @@ class _Supervisor:
             with suppress(ValueError):
                 yield cast("Row", json.loads(line))
 
+    def detach(self) -> None:
+        """Lets the mesh live on without its starter."""
+        with suppress(OSError):
+            cast("IO[bytes]", self.popen.stdin).write(DETACH)
+            cast("IO[bytes]", self.popen.stdin).flush()
+
     def let_go(self) -> None:
-        """Closes both pipes: an attached mesh ends by that, a detached one goes on."""
+        """Closes both pipes: a mesh that is not detached ends by that."""
         for pipe in (self.popen.stdin, self.popen.stdout):
             if pipe is not None:
                 pipe.close()
@@ -298,9 +306,8 @@ def _stay(supervisor: _Supervisor, progress: Progress) -> None:
 
 
 def _stop(supervisor: _Supervisor, progress: Progress) -> None:
-    """Ends an attached mesh and shows how. A detached one that is not ready yet is ended through its pipe, too."""
-    if supervisor.popen.stdin is not None:
-        supervisor.popen.stdin.close()
+    """Ends a mesh that is not detached, and shows how."""
+    cast("IO[bytes]", supervisor.popen.stdin).close()
     for row in supervisor.says():
         progress(str(row.get("progress") or row))
 
@@ -325,6 +332,8 @@ def _as_interrupt() -> Generator[None]:
 
 def _clear(place: Home, progress: Progress) -> Row:
     """Ends what is there although no supervisor answers: it was killed, or it hangs."""
+    if not place.addresses.exists():
+        raise _nothing(place)
     addresses = addresses_of(place, cache_folder(_environ()), ())
     roll = Roll(addresses.instance, read_record(place.records))
     owned = roll.refresh(without=os.getpid())
