@@ -112,6 +112,8 @@ class Changes:
 
         def edit(before: _Before) -> Outcome:
             record = next_revision(_existing(before))
+            if before.key is not None:
+                raise MeshError(Code.INTERNAL_ERROR, hint="A key of this id exists.")  # and may be revoked: for good
             key = TenantKey(key_id=key_id, tenant=tenant, hash=hashed, revoked=False)
             return Outcome(
                 record,
@@ -214,8 +216,12 @@ class Changes:
         answer = await self._store.txn((), [Range(place) for place in places], timeout_s=self._left_s(deadline_s))
         record, op, *key = (result.items[0] if result.items else None for result in answer.ranges)
         held = key[0] if key else None
+        tenant_record = _tenant_record(record) if record else None
+        if record is not None and tenant_record is None:
+            # Readers refuse it as it is; to write over it could widen what it was meant to be.
+            raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
         return _Before(
-            tenant=_tenant_record(record) if record else None,
+            tenant=tenant_record,
             tenant_at=record.mod_revision if record else 0,
             key=_key_record(held) if held else None,
             key_at=held.mod_revision if held else 0,

@@ -56,7 +56,7 @@ class PolicyBook:
         """All policies, in no order."""
         return iter(self._tenants.values())
 
-    def keys(self) -> Iterator[TenantKey]:
+    def all_keys(self) -> Iterator[TenantKey]:
         """All keys, revoked ones included, in no order."""
         return iter(self._keys.values())
 
