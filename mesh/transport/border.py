@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import cast
 
 import grpc
 import grpc.aio
@@ -129,8 +128,14 @@ class BorderWatch:
         while True:
             for address in addresses:
                 # A region that cannot be reached is an ordinary state of the mesh: its load grows old and is gone.
-                with suppress(grpc.RpcError, TimeoutError):
-                    await self._talk(region, address)
+                with suppress(grpc.RpcError, TimeoutError, asyncio.InvalidStateError):
+                    try:
+                        await self._talk(region, address)
+                    except asyncio.CancelledError:
+                        # grpc also raises it when the other side ends the call with CANCELLED, as it does at its end.
+                        task = asyncio.current_task()
+                        if task is None or task.cancelling():
+                            raise
             await self._clock.sleep(_RETRY_S)
 
     async def _talk(self, region: RegionId, address: Address) -> None:
@@ -153,7 +158,7 @@ class BorderWatch:
                 sent_s = self._clock.now_s()
                 async with self._clock.timeout(_ANSWER_S):
                     await call.write(border_pb2.BorderPing(number=number))
-                    load = cast("border_pb2.RegionLoad | object", await call.read())
+                    load = await call.read()
                 if not isinstance(load, border_pb2.RegionLoad) or load.number != number:
                     return
                 now_s = self._clock.now_s()

@@ -5,10 +5,11 @@ It tells of the services it was given and of the files that they import, and of 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection_pb2 as reflection_v1alpha
@@ -44,6 +45,7 @@ class Reflection:
         self._files: dict[str, FileDescriptor] = {}
         for each in self._services:
             _gather(Default().FindFileContainingSymbol(each), self._files)
+        self._symbols = {symbol: file for file in self._files.values() for symbol in _symbols_of(file)}
 
     def handlers(self, failed: Failed) -> tuple[grpc.GenericRpcHandler, ...]:
         """`grpc.reflection.v1` and `v1alpha`."""
@@ -70,14 +72,14 @@ class Reflection:
             case "file_by_filename":
                 return self._file(self._files.get(question.file_by_filename))
             case "file_containing_symbol":
-                return self._file(self._file_of(question.file_containing_symbol))
+                return self._file(self._symbols.get(question.file_containing_symbol))
             case "file_containing_extension":
                 wanted = question.file_containing_extension
                 return self._file(self._extensions(wanted.containing_type).get(wanted.extension_number))
             case "all_extension_numbers_of_type":
                 name = question.all_extension_numbers_of_type
                 numbers = sorted(self._extensions(name))
-                if not numbers and self._file_of(name) is None:
+                if not numbers and name not in self._symbols:
                     return _none()
                 found = ExtensionNumberResponse(base_type_name=name, extension_number=numbers)
                 return ServerReflectionResponse(all_extension_numbers_response=found)
@@ -96,13 +98,6 @@ class Reflection:
             file_descriptor_response=FileDescriptorResponse(file_descriptor_proto=serialized)
         )
 
-    def _file_of(self, symbol: str) -> FileDescriptor | None:
-        try:
-            file = Default().FindFileContainingSymbol(symbol)
-        except KeyError:
-            return None
-        return self._files.get(file.name)
-
     def _extensions(self, message: str) -> dict[int, FileDescriptor]:
         """Where each extension of a message is declared, by its number."""
         return {
@@ -118,6 +113,36 @@ def _gather(file: FileDescriptor, into: dict[str, FileDescriptor]) -> None:
         into[file.name] = file
         for each in file.dependencies:
             _gather(each, into)
+
+
+def _symbols_of(file: FileDescriptor) -> Iterator[str]:
+    """All full names that a file declares. The pool's own search does not know methods."""
+    proto = FileDescriptorProto.FromString(file.serialized_pb)
+    scope = f"{proto.package}." if proto.package else ""
+    for service_ in proto.service:
+        yield scope + service_.name
+        yield from (f"{scope}{service_.name}.{method.name}" for method in service_.method)
+    yield from (scope + extension.name for extension in proto.extension)
+    yield from _enum_symbols(scope, proto.enum_type)
+    for message in proto.message_type:
+        yield from _message_symbols(scope, message)
+
+
+def _message_symbols(scope: str, message: DescriptorProto) -> Iterator[str]:
+    yield scope + message.name
+    inner = f"{scope}{message.name}."
+    for named in (*message.field, *message.oneof_decl, *message.extension):
+        yield inner + named.name
+    yield from _enum_symbols(inner, message.enum_type)
+    for nested in message.nested_type:
+        yield from _message_symbols(inner, nested)
+
+
+def _enum_symbols(scope: str, enums: Iterable[EnumDescriptorProto]) -> Iterator[str]:
+    for enum in enums:
+        yield scope + enum.name
+        # An enum's values stand beside it, in protobuf's scoping.
+        yield from (scope + value.name for value in enum.value)
 
 
 def _parse(message: bytes) -> ServerReflectionRequest | None:
