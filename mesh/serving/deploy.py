@@ -68,10 +68,11 @@ def _wait(region: Region, began_s: float, log: Log) -> None:
         application = serve.status().applications.get(APP)
         if application is not None:
             states = [deployment.replica_states for deployment in application.deployments.values()]
-            now = (application.status.value, sum(state.get("RUNNING", 0) for state in states))
+            running = sum(count for state in states for name, count in state.items() if name == "RUNNING")
+            now = (application.status.value, running)
             if now != shown:
                 shown = now
-                log.info("deploy.progress", replicas=total, running=now[1])
+                log.info("deploy.progress", replicas=total, running=running)
             if application.status == ApplicationStatus.RUNNING:
                 return
             if application.status in _ENDED:
