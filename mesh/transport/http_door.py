@@ -5,7 +5,7 @@ Order of refusals: request syntax, key, tenant, path and method, then what the s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -94,7 +94,7 @@ class HttpDoor:
         head, models = await self._queries.models(credential, request_id)
         _query(request, ())
         if path == "/v1/models":
-            listed = {"object": "list", "data": [_model_fields(model) for model in models]}
+            listed: dict[str, object] = {"object": "list", "data": [_model_fields(model) for model in models]}
             return await _respond(request, head, listed)
         wanted = path.removeprefix(_MODEL_PATH)
         for model in models:
@@ -143,7 +143,7 @@ def _query(request: Request, known: tuple[str, ...]) -> dict[str, str]:
     return values
 
 
-async def _respond(request: Request, head: AnswerHead, fields: dict[str, object]) -> None:
+async def _respond(request: Request, head: AnswerHead, fields: Mapping[str, object]) -> None:
     await request.respond(200, [*head_headers(head), JSON], msgspec.json.encode(fields))
 
 

@@ -107,15 +107,7 @@ class PeerDoor:
     async def handle(self, request: Request) -> None:
         """Answers one parcel."""
         try:
-            identity = None if request.peer.certificate is None else identity_of(request.peer.certificate)
-            if (
-                identity is None
-                or identity.role is not Role.GATEWAY
-                or identity.region == self._here
-                or identity.region not in self._regions
-            ):
-                raise MeshError(Code.INVALID_API_KEY)
-            exchange = PeerExchange(request, identity.region)
+            exchange = PeerExchange(request, self._sender(request))
             try:
                 await self._serve(exchange)
             finally:
@@ -127,6 +119,18 @@ class PeerDoor:
                 await request.end()
             else:
                 await request.respond(200, _HEADERS, frame)
+
+    def _sender(self, request: Request) -> RegionId:
+        certificate = request.peer.certificate
+        identity = None if certificate is None else identity_of(certificate)
+        if (
+            identity is None
+            or identity.role is not Role.GATEWAY
+            or identity.region == self._here
+            or identity.region not in self._regions
+        ):
+            raise MeshError(Code.INVALID_API_KEY)
+        return identity.region
 
     def fault(self, error: MeshError, _: Request | None) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         """How the server's own refusals look."""

@@ -1,0 +1,297 @@
+"""A gateway process: builds everything, runs it, drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from mesh import tls
+from mesh.control.etcd import EtcdStore
+from mesh.control.feed import PolicyFeed
+from mesh.control.hashing import KeyHasher, key_hasher
+from mesh.errors import Code
+from mesh.gateway.answers import Answers
+from mesh.gateway.atlas import atlas_of, peers_of
+from mesh.gateway.keyring import Keyring
+from mesh.gateway.ports import Settled
+from mesh.gateway.story import Story
+from mesh.http1 import Pool, Server, listen
+from mesh.ledger import Ledger, UsageRecord, open_ledger
+from mesh.policy.bundle import PolicyBook
+from mesh.ports import Clock, Entropy, TaskFactory
+from mesh.routing.fleet import Fleet
+from mesh.settings import Gateway, Settings
+from mesh.telemetry import Log, Telemetry
+from mesh.transport.border import Border, BorderWatch
+from mesh.transport.fleet_hub import FleetHub
+from mesh.transport.grpc_door import GrpcDoor
+from mesh.transport.grpc_server import GrpcServer, listen_grpc
+from mesh.transport.hops import HttpHops
+from mesh.transport.http_door import HttpDoor
+from mesh.transport.inspection import Inspect, PolicySeen
+from mesh.transport.openapi import document
+from mesh.transport.operator import serve_operator
+from mesh.transport.peer_door import PeerDoor
+from mesh.types import Here, RegionId, RequestId, Role
+
+DRAIN_S = 10.0
+"""How long running calls may take to end when the gateway is told to go."""
+_INTERNAL_MESSAGE_BYTES = 1024 * 1024
+
+
+class _Drained(Exception):
+    """Told to go, and nothing runs any more."""
+
+
+class GatewayProgram:
+    """One gateway. `run` serves until `stop` is set, then drains."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        region: RegionId,
+        gateway: Gateway,
+        pid: int,
+        clock: Clock,
+        tasks: TaskFactory,
+        entropy: Entropy,
+        log: Log,
+        telemetry: Telemetry,
+    ) -> None:
+        self._settings = settings
+        self._gateway = gateway
+        self._pid = pid
+        self._clock = clock
+        self._tasks = tasks
+        self._entropy = entropy
+        self._log = log
+        self._telemetry = telemetry
+        self._here = Here(region=region, jurisdiction=settings.regions[region].jurisdiction)
+        self._book = PolicyBook()
+        self._doors_open = False
+        self._feed: PolicyFeed | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Opens every door, serves, and drains once `stop` is set.
+
+        Raises:
+            MeshError: START_FAILED, INVALID_SETTINGS: what is missing or taken.
+        """
+        settings, region, clock = self._settings, self._here.region, self._clock
+        pki = settings.pki
+        internal_channel = tls.grpc_channel_credentials(pki, region, Role.GATEWAY)
+        async with AsyncExitStack() as stack:
+            ledger = await stack.enter_async_context(
+                open_ledger(settings.ledger, region, clock=clock, tasks=self._tasks, log=self._log)
+            )
+            hasher = await stack.enter_async_context(key_hasher(settings.key_hash))
+            store = await stack.enter_async_context(EtcdStore.connect(settings.etcd, internal_channel, clock))
+            feed = self._feed = PolicyFeed(store, self._book, clock, self._log)
+            hub = FleetHub(here=region, clock=clock)
+            watch = BorderWatch(
+                peers={
+                    other.id: [gateway.internal for gateway in other.gateways]
+                    for other in settings.regions.values()
+                    if other.id != region
+                },
+                models=settings.models,
+                credentials=internal_channel,
+                clock=clock,
+            )
+            pool = Pool(tls.client_context(pki, region, Role.GATEWAY))
+            stack.callback(pool.close)
+
+            def fleet() -> Fleet:
+                return Fleet(replicas=hub.replicas(), regions=watch.loads())
+
+            story, answers = self._story(fleet, HttpHops(pool, region, clock), hasher, ledger)
+            drain = await self._open_doors(stack, story, answers, hub)
+            await self._check_tls()
+            try:
+                async with self._tasks() as tasks:
+                    tasks.spawn(feed.run(), "policy-feed")
+                    tasks.spawn(watch.run(), "border-watch")
+                    tasks.spawn(self._serve_operator(), "operator-port")
+                    self._doors_open = True
+                    self._log.info("gateway.ready", port=self._gateway.http.port, pid=self._pid)
+                    await stop.wait()
+                    self._doors_open = False
+                    self._log.info("gateway.draining")
+                    await drain()
+                    raise _Drained
+            except* _Drained:
+                # The group's tasks run for ever; this is how it ends.
+                self._log.info("gateway.stopped")
+
+    def ready(self) -> tuple[bool, list[Code]]:
+        """Whether calls can be served, and the codes that they would get if not."""
+        if not self._book.loaded:
+            return False, [Code.POLICY_STALE]
+        return (True, []) if self._doors_open else (False, [Code.NO_CAPACITY])
+
+    def _story(
+        self, fleet: Callable[[], Fleet], hops: HttpHops, hasher: KeyHasher, ledger: Ledger
+    ) -> tuple[Story, Answers]:
+        settings, here, clock = self._settings, self._here, self._clock
+        atlas = atlas_of(settings, here.region)
+        keyring = Keyring(
+            book=self._book,
+            mac_secret=tls.read_mesh_secret(settings.pki),
+            hasher=hasher,
+            clock=clock,
+            entropy=self._entropy,
+        )
+        story = Story(
+            here=here,
+            atlas=atlas,
+            book=self._book,
+            keyring=keyring,
+            fleet=fleet,
+            hops=hops,
+            peers=peers_of(settings, here.region),
+            settle=lambda settled: self._settle(ledger, settled),
+            start_span=self._telemetry.start_span,
+            clock=clock,
+            coin=self._entropy.coin,
+            max_body_bytes=settings.max_body_bytes,
+        )
+        answers = Answers(here=here, atlas=atlas, book=self._book, keyring=keyring, fleet=fleet, clock=clock)
+        return story, answers
+
+    async def _open_doors(
+        self, stack: AsyncExitStack, story: Story, answers: Answers, hub: FleetHub
+    ) -> Callable[[], Awaitable[None]]:
+        """Opens the doors; what it returns closes them for new calls and lets those that run end."""
+        settings, here, gateway = self._settings, self._here, self._gateway
+        pki, region = settings.pki, here.region
+        next_request_id = _request_ids(self._entropy)
+        grpc_door = GrpcDoor(
+            serve=story.serve,
+            queries=answers,
+            here=here,
+            next_request_id=next_request_id,
+            max_body_bytes=settings.max_body_bytes,
+            failed=self._failed,
+        )
+        http_door = HttpDoor(
+            serve=story.serve, queries=answers, here=here, next_request_id=next_request_id, openapi=document()
+        )
+        peer_door = PeerDoor(serve=story.serve_forwarded, here=region, regions=settings.regions)
+        grpc_server = await stack.enter_async_context(
+            grpc_door.listen(gateway.grpc, tls.grpc_door_credentials(pki, region))
+        )
+        await stack.enter_async_context(self._listen_internal(answers, hub))
+        peer_server = await stack.enter_async_context(
+            listen(
+                peer_door.handle,
+                gateway.peer.host,
+                gateway.peer.port,
+                tls=tls.server_context(pki, region, Role.GATEWAY),
+                fault=peer_door.fault,
+            )
+        )
+        http_server = await stack.enter_async_context(
+            listen(
+                http_door.handle,
+                gateway.http.host,
+                gateway.http.port,
+                tls=tls.door_context(pki, region),
+                fault=http_door.fault,
+            )
+        )
+        self._telemetry.gauge(
+            "mesh.door.connections",
+            "{connection}",
+            "Open connections of the HTTP door.",
+            lambda: http_server.connections,
+        )
+
+        async def drain() -> None:
+            await grpc_door.close()
+            async with self._tasks() as tasks:
+                for server in (http_server, peer_server, grpc_server):
+                    tasks.spawn(server.drain(DRAIN_S), "drain")
+
+        return drain
+
+    @asynccontextmanager
+    async def _listen_internal(self, answers: Answers, hub: FleetHub) -> AsyncGenerator[GrpcServer]:
+        """`Fleet`, `Border` and `Inspect`: a server of its own, since a gRPC server serves all it has on all its ports."""
+        settings, region = self._settings, self._here.region
+        border = Border(here=region, regions=settings.regions, replicas=hub.replicas, clock=self._clock)
+        inspect = Inspect(
+            here=region,
+            gateway=self._gateway.id,
+            pid=self._pid,
+            hub=hub,
+            policy=self._policy_seen,
+            explain_for=answers.explain_for,
+        )
+        handlers = [service.handlers(self._failed) for service in (hub, border, inspect)]
+        credentials = tls.grpc_server_credentials(settings.pki, region, Role.GATEWAY)
+        async with listen_grpc(
+            handlers, self._gateway.internal, credentials, message_bytes=_INTERNAL_MESSAGE_BYTES
+        ) as server:
+            yield server
+
+    async def _check_tls(self) -> None:
+        """Each TLS port must refuse TLS 1.2 now, or nothing is served."""
+        gateway = self._gateway
+        for address in (gateway.http, gateway.grpc, gateway.internal, gateway.peer):
+            await tls.check_tls13(address.host, address.port)
+
+    async def _serve_operator(self) -> None:
+        address = self._gateway.operator
+        private = (
+            None if is_loopback(address) else tls.server_context(self._settings.pki, self._here.region, Role.GATEWAY)
+        )
+        await serve_operator(address, ready=self.ready, metrics=self._telemetry.prometheus, tls=private)
+
+    def _policy_seen(self) -> PolicySeen:
+        feed = self._feed
+        return PolicySeen(
+            loaded=self._book.loaded, live=feed is not None and feed.live, applied=0 if feed is None else feed.applied
+        )
+
+    def _settle(self, ledger: Ledger, settled: Settled) -> None:
+        first_byte_s = settled.first_byte_s
+        ledger.record(
+            UsageRecord(
+                request_id=settled.request_id,
+                at_s=settled.at_s,
+                region=self._here.region,
+                tenant=settled.tenant,
+                key_id=settled.key_id,
+                operation=settled.operation,
+                model=settled.model,
+                door=settled.door,
+                code=settled.code,
+                prompt_tokens=settled.usage.prompt_tokens,
+                completion_tokens=settled.usage.completion_tokens,
+                duration_ms=int(settled.duration_s * 1000),
+                first_byte_ms=None if first_byte_s is None else int(first_byte_s * 1000),
+                entry_region=settled.entry,
+            )
+        )
+        self._telemetry.request_finished(
+            settled.operation,
+            settled.model,
+            settled.door,
+            settled.code,
+            settled.duration_s,
+            first_byte_s,
+            settled.usage,
+        )
+
+    def _failed(self, error: BaseException) -> None:
+        """Notes what nobody foresaw, by its class: its text may hold content."""
+        self._log.error("gateway.unforeseen", error=type(error).__name__)
+
+
+def _request_ids(entropy: Entropy) -> Callable[[], RequestId]:
+    """Ids that no two gateways share: a random part for the process, and a count."""
+    prefix, count = f"req_{entropy.token(8).hex()}", itertools.count()
+    return lambda: RequestId(f"{prefix}{next(count):010x}")
