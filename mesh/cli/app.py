@@ -1,0 +1,86 @@
+"""The commands of `mesh` under one root, and how each ends: an answer, or an error that is told once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import typer
+
+# Typer carries click within it and exports only some of its errors.
+from typer._click import exceptions as click
+
+from mesh.cli.chat import chat
+from mesh.cli.context import Here
+from mesh.cli.lifecycle import down, status, up
+from mesh.cli.output import EXIT_REFUSED, UsageFault, report
+from mesh.cli.regions import models, regions
+from mesh.cli.tenants import keys, pin, routes, tenants, usage
+from mesh.errors import MeshError
+
+app = typer.Typer(
+    name="mesh",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Runs a mesh of regions that serve AI models, and pins each tenant to the jurisdictions it allows.\n\n"
+    "Every command takes --json. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no mesh runs here. "
+    "MESH_HOME names the folder of the mesh; by default it is .mesh/ of the checkout.",
+)
+_RUN, _TENANTS, _ASK = "Run a mesh", "Tenants", "Look and ask"
+app.command(rich_help_panel=_RUN)(up)
+app.command(rich_help_panel=_RUN)(down)
+app.command(rich_help_panel=_RUN)(status)
+app.add_typer(tenants, name="tenant", rich_help_panel=_TENANTS)
+app.add_typer(keys, name="key", rich_help_panel=_TENANTS)
+app.command(rich_help_panel=_TENANTS)(pin)
+app.command(rich_help_panel=_TENANTS)(usage)
+app.add_typer(routes, name="route", rich_help_panel=_ASK)
+app.add_typer(regions, name="region", rich_help_panel=_ASK)
+app.add_typer(models, name="model", rich_help_panel=_ASK)
+app.command(rich_help_panel=_ASK)(chat)
+
+
+@app.callback()
+def root() -> None:
+    """Nothing of its own: the commands do it all."""
+
+
+def run(arguments: Sequence[str], found: Here) -> int:
+    """Runs one command; returns its exit status."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    as_json = "--json" in options
+    try:
+        status = app(list(arguments), prog_name="mesh", standalone_mode=False, obj=found)
+    except click.ClickException as error:
+        return report(_usage(error), as_json=as_json)
+    except (MeshError, UsageFault) as error:
+        return report(error, as_json=as_json)
+    except (typer.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our answer has left: nothing more to say, and nothing to say it to at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_REFUSED
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error: click.ClickException) -> UsageFault:
+    """Wrong usage in our own words: Typer's repeat what was typed, which for `chat` is a prompt."""
+    match error:
+        case click.NoSuchOption():
+            return UsageFault("There is no such option.")
+        case click.MissingParameter(param=param):
+            name = (param.metavar or param.name or "").strip("[]") if param else ""
+            return UsageFault(f"{name or 'A value'} is missing.", param=_name(error))
+        case click.BadParameter():
+            return UsageFault("This value is not possible here.", param=_name(error))
+        case _:
+            return UsageFault("There is no such command, or it takes other arguments.")
+
+
+def _name(error: click.BadParameter) -> str | None:
+    return error.param.name if error.param else None

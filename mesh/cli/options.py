@@ -1,0 +1,67 @@
+"""Options that several commands share, and what people type into them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from mesh.cli.output import UsageFault
+from mesh.errors import Code, MeshError
+from mesh.settings import JURISDICTIONS
+
+Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on stdout.")]
+TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="A tenant's name or id.", show_default=False)]
+Allow = Annotated[
+    str, typer.Option("--allow", metavar="VN,SG", help="Jurisdictions, comma-separated.", show_default=False)
+]
+
+
+def split(text: str, param: str) -> list[str]:
+    """The items of a comma-separated list, each once, in order.
+
+    Raises:
+        UsageFault: When one of them is empty.
+    """
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise UsageFault("The list has an empty item.", param=param)
+    return list(dict.fromkeys(items))
+
+
+def jurisdictions(text: str) -> list[str]:
+    """Jurisdictions as `--allow` takes them, in any case.
+
+    Raises:
+        MeshError: UNKNOWN_JURISDICTION.
+        UsageFault: When one of them is empty.
+    """
+    codes = [code.upper() for code in split(text, "allow")]
+    if any(code not in JURISDICTIONS for code in codes):
+        raise MeshError(
+            Code.UNKNOWN_JURISDICTION, param="allow", hint=f"Known are: {', '.join(sorted(JURISDICTIONS))}."
+        )
+    return codes
+
+
+def moment(text: str, param: str) -> datetime:
+    """A time by RFC 3339, or a date, which means its first moment in UTC.
+
+    Raises:
+        UsageFault: When it is neither, or has no offset.
+    """
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        value = None
+    if value is not None and value.tzinfo is None:
+        value = value.replace(tzinfo=UTC) if len(text) == len("2026-01-31") else None
+    if value is None:
+        raise UsageFault("This is no time: write 2026-01-31 or 2026-01-31T09:00:00Z.", param=param)
+    return value.astimezone(UTC)
+
+
+def rfc3339(value: datetime) -> str:
+    """A time as the contract writes it: whole seconds, UTC."""
+    return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

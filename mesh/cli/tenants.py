@@ -1,0 +1,323 @@
+"""`mesh tenant`, `mesh key`, `mesh pin`, `mesh usage` and `mesh route explain`: what an operator asks of admins."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, TypeVar
+
+import typer
+
+from mesh.cli.context import here_of
+from mesh.cli.options import Allow, Json, TenantArgument, jurisdictions, moment, rfc3339
+from mesh.cli.output import Column, UsageFault, people, print_json, show_items, show_object, table, words
+from mesh.cli.running import Running, find_tenant, is_tenant_id, running, unreachable
+from mesh.errors import Code, MeshError
+from mesh.types import RegionId, Transfer
+from mesh.v1.admin_pb2 import (
+    CreateKeyRequest,
+    CreateTenantRequest,
+    ExplainRouteRequest,
+    Key,
+    ListKeysRequest,
+    ListKeysResponse,
+    ListTenantsRequest,
+    ListTenantsResponse,
+    PinRequest,
+    ResumeTenantRequest,
+    RevokeKeyRequest,
+    SuspendTenantRequest,
+    Tenant,
+    UsageRequest,
+    UsageResponse,
+)
+from mesh.v1.router_pb2 import ExplainResponse, Outcome, Verdict
+
+DEFAULT_PERIOD = timedelta(days=30)
+T = TypeVar("T")
+tenants = typer.Typer(no_args_is_help=True, help="Make, show and suspend tenants.")
+keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke a tenant's keys.")
+routes = typer.Typer(no_args_is_help=True, help="Ask where calls go.")
+
+_TENANT_COLUMNS = [Column(name, name) for name in ("name", "tenant", "home", "allowed", "transfer", "state")]
+_USAGE_COLUMNS = [
+    Column("region", "region"),
+    Column("model", "model"),
+    Column("requests", "requests"),
+    Column("refused", "refused"),
+    Column("prompt tokens", "prompt_tokens"),
+    Column("completion tokens", "completion_tokens"),
+]
+
+
+@tenants.command("create")
+def create_tenant(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The tenant's name, kept in its home region only.", show_default=False)],
+    allow: Allow,
+    home: Annotated[
+        str | None,
+        typer.Option(metavar="REGION", help="Its home. By default the first region that runs in the first of --allow."),
+    ] = None,
+    transfer: Annotated[
+        Transfer, typer.Option(help="Whether its calls may be forwarded to other jurisdictions of its pin.")
+    ] = Transfer.NEVER,
+    as_json: Json = False,
+) -> None:
+    """Make a tenant, pinned to the jurisdictions that it allows."""
+    allowed = jurisdictions(allow)
+
+    async def ask(mesh: Running) -> Tenant:
+        request = CreateTenantRequest(name=name, allowed=allowed, transfer=transfer.value)
+        return await mesh.ask(_home(mesh, home, allowed[0]), "CreateTenant", request, Tenant)
+
+    show_object(_tenant(_run(context, ask)), as_json=as_json)
+
+
+@tenants.command("show")
+def show_tenant(context: typer.Context, tenant: TenantArgument, as_json: Json = False) -> None:
+    """Show a tenant: its home, its pin, its state."""
+    show_object(_tenant(_run(context, lambda mesh: find_tenant(mesh, tenant))), as_json=as_json)
+
+
+@tenants.command("list")
+def list_tenants(context: typer.Context, as_json: Json = False) -> None:
+    """List the tenants of every region that answers."""
+    answers = _run(context, lambda mesh: mesh.ask_all("ListTenants", ListTenantsRequest(), ListTenantsResponse))
+    for error in answers.refused.values():
+        raise error
+    items = [_tenant(tenant) for answer in answers.by_region.values() for tenant in answer.items]
+    show_items(items, _TENANT_COLUMNS, as_json=as_json, more={"unreachable": list(answers.unreachable)})
+
+
+@tenants.command("suspend")
+def suspend_tenant(context: typer.Context, tenant: TenantArgument, as_json: Json = False) -> None:
+    """Stop serving a tenant, until it is resumed."""
+
+    async def ask(mesh: Running) -> Tenant:
+        found = await find_tenant(mesh, tenant)
+        request = SuspendTenantRequest(tenant=found.tenant)
+        return await mesh.ask(RegionId(found.home), "SuspendTenant", request, Tenant)
+
+    show_object(_tenant(_run(context, ask)), as_json=as_json)
+
+
+@tenants.command("resume")
+def resume_tenant(context: typer.Context, tenant: TenantArgument, as_json: Json = False) -> None:
+    """Serve a suspended tenant again."""
+
+    async def ask(mesh: Running) -> Tenant:
+        found = await find_tenant(mesh, tenant)
+        request = ResumeTenantRequest(tenant=found.tenant)
+        return await mesh.ask(RegionId(found.home), "ResumeTenant", request, Tenant)
+
+    show_object(_tenant(_run(context, ask)), as_json=as_json)
+
+
+@keys.command("create")
+def create_key(context: typer.Context, tenant: TenantArgument, as_json: Json = False) -> None:
+    """Make a key. It is shown now and never again."""
+
+    async def ask(mesh: Running) -> Key:
+        found = await find_tenant(mesh, tenant)
+        return await mesh.ask(RegionId(found.home), "CreateKey", CreateKeyRequest(tenant=found.tenant), Key)
+
+    key = _run(context, ask)
+    answer = {"tenant": key.tenant, "key_id": key.key_id, "key": key.key, "created_at": key.created_at}
+    show_object(answer, as_json=as_json)
+    if not as_json:
+        words().print("Keep the key now: it is stored nowhere.", style="yellow")
+
+
+@keys.command("list")
+def list_keys(context: typer.Context, tenant: TenantArgument, as_json: Json = False) -> None:
+    """List a tenant's keys, without their secrets."""
+
+    async def ask(mesh: Running) -> ListKeysResponse:
+        found = await find_tenant(mesh, tenant)
+        return await mesh.ask(RegionId(found.home), "ListKeys", ListKeysRequest(tenant=found.tenant), ListKeysResponse)
+
+    items = [
+        {
+            "tenant": key.tenant,
+            "key_id": key.key_id,
+            "created_at": key.created_at,
+            "revoked_at": key.revoked_at or None,
+        }
+        for key in _run(context, ask).items
+    ]
+    columns = [Column("key id", "key_id"), Column("created", "created_at"), Column("revoked", "revoked_at")]
+    show_items(items, columns, as_json=as_json)
+
+
+@keys.command("revoke")
+def revoke_key(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As 'mesh key list' shows it.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """End a key for good."""
+
+    async def ask(mesh: Running) -> Key:
+        # Only the home of the key's tenant knows it; the others say so.
+        answers = await mesh.ask_all("RevokeKey", RevokeKeyRequest(key_id=key_id), Key)
+        for key in answers.by_region.values():
+            return key
+        for error in answers.refused.values():
+            if error.code is not Code.KEY_NOT_FOUND:
+                raise error
+        if answers.unreachable:
+            raise unreachable(answers.unreachable)
+        raise MeshError(Code.KEY_NOT_FOUND)
+
+    key = _run(context, ask)
+    show_object({"key_id": key.key_id, "revoked_at": key.revoked_at}, as_json=as_json)
+
+
+def pin(context: typer.Context, tenant: TenantArgument, allow: Allow, as_json: Json = False) -> None:
+    """Set the jurisdictions in which a tenant's prompts may be."""
+    allowed = jurisdictions(allow)
+
+    async def ask(mesh: Running) -> Tenant:
+        found = await find_tenant(mesh, tenant)
+        return await mesh.ask(RegionId(found.home), "Pin", PinRequest(tenant=found.tenant, allowed=allowed), Tenant)
+
+    pinned = _run(context, ask)
+    answer = {"tenant": pinned.tenant, "revision": pinned.revision, "allowed": list(pinned.allowed)}
+    show_object(answer, as_json=as_json)
+
+
+def usage(
+    context: typer.Context,
+    tenant: TenantArgument,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="TIME", help="A date or RFC 3339. By default 30 days before --to.")
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Not included. By default now.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a tenant used: requests and tokens, by region and model."""
+    # The second that is running is not over: it is included, so that a call just made is seen.
+    until = moment(to, "to") if to else datetime.fromtimestamp(int(time.time()) + 1, UTC)
+    since = moment(from_, "from") if from_ else until - DEFAULT_PERIOD
+    if since >= until:
+        raise UsageFault("--from must be before --to.", param="from")
+
+    async def ask(mesh: Running) -> dict[str, object]:
+        id_ = tenant if is_tenant_id(tenant) else (await find_tenant(mesh, tenant)).tenant
+        request = UsageRequest(tenant=id_, from_s=int(since.timestamp()), to_s=int(until.timestamp()))
+        answers = await mesh.ask_all("Usage", request, UsageResponse)
+        for error in answers.refused.values():
+            raise error
+        items = [
+            {
+                "region": item.region,
+                "model": item.model,
+                "requests": item.requests,
+                "refused": item.refused,
+                "prompt_tokens": item.prompt_tokens,
+                "completion_tokens": item.completion_tokens,
+            }
+            for answer in answers.by_region.values()
+            for item in answer.items
+        ]
+        return {
+            "tenant": id_,
+            "from": rfc3339(since),
+            "to": rfc3339(until),
+            "unreachable": list(answers.unreachable),
+            "items": items,
+        }
+
+    answer = _run(context, ask)
+    if as_json:
+        print_json(answer)
+        return
+    items = answer["items"]
+    assert isinstance(items, list)  # noqa: S101 - built above
+    show_items(items, _USAGE_COLUMNS, as_json=False, more=answer)
+
+
+@routes.command("explain")
+def explain_route(
+    context: typer.Context,
+    tenant: Annotated[str, typer.Option(help="A tenant's name or id.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A model's id.", show_default=False)],
+    at: Annotated[
+        str | None, typer.Option(metavar="REGION", help="Where the call comes in. By default the tenant's home.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Explain where a call of a tenant would be served, and why not elsewhere."""
+
+    async def ask(mesh: Running) -> ExplainResponse:
+        entry = mesh.site(at).id if at else None
+        found = await find_tenant(mesh, tenant)
+        request = ExplainRouteRequest(tenant=found.tenant, model=model)
+        return await mesh.ask(entry or RegionId(found.home), "ExplainRoute", request, ExplainResponse)
+
+    said = _run(context, ask)
+    reasons = [
+        {
+            "region": reason.region,
+            "verdict": Verdict.Name(reason.verdict).removeprefix("VERDICT_").lower(),
+            "code": reason.code,
+            "text": reason.text,
+        }
+        for reason in said.reasons
+    ]
+    answer = {
+        "tenant": said.tenant,
+        "model": said.model,
+        "at": said.at,
+        "outcome": Outcome.Name(said.outcome).removeprefix("OUTCOME_").lower(),
+        "region": said.region or None,
+        "code": said.code or None,
+    }
+    if as_json:
+        print_json({**answer, "reasons": reasons})
+        return
+    show_object(answer, as_json=False)
+    people().print(table(reasons, [Column(name, name) for name in ("region", "verdict", "code", "text")]))
+
+
+def _run(context: typer.Context, ask: Callable[[Running], Awaitable[T]]) -> T:
+    here = here_of(context)
+    status = here.supervisor.status(here.home)
+
+    async def whole() -> T:
+        async with running(here, status) as mesh:
+            return await ask(mesh)
+
+    return asyncio.run(whole())
+
+
+def _home(mesh: Running, named: str | None, jurisdiction: str) -> RegionId:
+    if named is not None:
+        return mesh.site(named).id
+    sites = [site for site in mesh.sites.values() if site.jurisdiction == jurisdiction]
+    for site in sites:
+        if site.state != "down":
+            return site.id
+    if sites:
+        raise unreachable([site.id for site in sites])
+    raise MeshError(
+        Code.UNKNOWN_REGION,
+        param="home",
+        hint=f"None runs in {jurisdiction}; name one of another allowed jurisdiction with --home: "
+        f"{', '.join(mesh.sites)}.",
+    )
+
+
+def _tenant(tenant: Tenant) -> dict[str, object]:
+    return {
+        "tenant": tenant.tenant,
+        "name": tenant.name,
+        "home": tenant.home,
+        "allowed": list(tenant.allowed),
+        "transfer": tenant.transfer,
+        "state": tenant.state,
+        "revision": tenant.revision,
+    }
