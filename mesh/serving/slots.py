@@ -420,14 +420,14 @@ class SlotEngine:
         chosen = choose(logits, [sequence.draw for sequence in sequences])
         for number, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
             if token is None:  # NaN: no way to go on, and it is this row's alone
+                self._leave(sequence)
                 sequence.stream.fail(Code.REPLICA_FAILED)
-                self._leave(sequence)
                 self._probe()
-            elif self._take(sequence, token, logits[number]):
-                self._leave(sequence)
+            else:
+                self._take(sequence, token, logits[number])
 
-    def _take(self, sequence: _Running, token: int, logits: torch.Tensor) -> bool:
-        """Adds a token to its sequence and hands on what may be shown. True if it was the last."""
+    def _take(self, sequence: _Running, token: int, logits: torch.Tensor) -> None:
+        """Adds a token to its sequence and hands on what may be shown."""
         sequence.last = token
         sequence.produced += 1
         gate = sequence.gate
@@ -447,8 +447,9 @@ class SlotEngine:
         whole = finish is not None and not gate.stopped
         shown = [logprob for start, logprob in sequence.held if whole or start < gate.released]
         del sequence.held[: len(shown)]
+        if finish is not None:
+            self._leave(sequence)  # first: whoever reads the last delta finds the slot free
         sequence.stream.put(text, sequence.produced, shown, finish)
-        return finish is not None
 
     def _logprob(self, logits: torch.Tensor, token: int, alternatives: int) -> TokenLogprob:
         own, top = log_probabilities(logits, token, alternatives)

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from typing import Self
+from weakref import WeakValueDictionary
 
 from mesh.errors import Code, MeshError
 from mesh.serving.engine import Delta, FinishReason, TokenLogprob
@@ -31,26 +32,28 @@ class Mailbox:
     def post(self) -> None:
         """Wakes the readers of the streams touched; one call into the loop, and none while one is on its way."""
         with self.lock:
-            if self._on_its_way or not self._touched:
+            if not self._touched:
                 return
-            self._on_its_way = True
+            wake, self._on_its_way = not self._on_its_way, True
         try:
-            self.loop.call_soon_threadsafe(self._deliver)
-        except RuntimeError:  # the loop has been closed: nobody will read
-            with self.lock:
-                streams = list(self._touched)
-                self._touched.clear()
-                self._on_its_way = False
-            for stream in streams:
+            if wake and not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:  # closed just now: seen below
+            pass
+        if self.loop.is_closed():  # nobody will read
+            for stream in self._take_touched():
                 stream.cancel()
 
     def _deliver(self) -> None:
+        for stream in self._take_touched():
+            stream.wake()
+
+    def _take_touched(self) -> list[EngineStream]:
         with self.lock:
             streams = list(self._touched)
             self._touched.clear()
             self._on_its_way = False
-        for stream in streams:
-            stream.wake()
+            return streams
 
 
 class Mailboxes:
@@ -58,7 +61,8 @@ class Mailboxes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._of: dict[asyncio.AbstractEventLoop, Mailbox] = {}
+        # A mailbox lives as long as its streams do, and so does what is known of its loop.
+        self._of: WeakValueDictionary[asyncio.AbstractEventLoop, Mailbox] = WeakValueDictionary()
 
     def of_running_loop(self) -> Mailbox:
         """The caller's."""
@@ -66,7 +70,6 @@ class Mailboxes:
         with self._lock:
             mailbox = self._of.get(loop)
             if mailbox is None:
-                self._of = {known: box for known, box in self._of.items() if not known.is_closed()}
                 mailbox = self._of[loop] = Mailbox(loop)
             return mailbox
 
