@@ -23,7 +23,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _OTHER = "_other"
 """The label of a model that is not in the catalogue, OpenTelemetry's word for it."""
 
-Gauge = Callable[[], Iterable[tuple[float, Mapping[str, Value]]]]
+Gauge = Callable[[], float | Iterable[tuple[float, Mapping[str, Value]]]]
+"""Reads one number, or several with the attributes that tell them apart."""
 
 
 @dataclass(slots=True)
@@ -120,10 +121,11 @@ class Metrics:
         self._policy = (revision, age_s)
 
     def gauge(self, name: str, unit: str, description: str, read: Gauge) -> None:
-        """A gauge that is read when someone looks: `read` gives values with their attributes, quickly."""
+        """A gauge that is read when someone looks: `read` gives a number, or numbers with their attributes, quickly."""
 
         def observe(_: CallbackOptions) -> Iterable[Observation]:
-            for value, attributes in read():
+            found = read()
+            for value, attributes in [(found, {})] if isinstance(found, int | float) else found:
                 if all(is_said(self._rules, key, item) for key, item in attributes.items()):
                     yield Observation(value, dict(attributes))
                 else:

@@ -52,6 +52,17 @@ def test_instances_share_nothing() -> None:
     assert not any(family.name.startswith("mesh") for family in REGISTRY.collect())
 
 
+def test_a_gauge_is_read_when_someone_looks() -> None:
+    telemetry = Telemetry("gateway", "vn-1")
+    open_connections = [3]
+    telemetry.gauge("mesh.door.connections", "{connection}", "Open.", lambda: open_connections[0])
+    telemetry.gauge("mesh.replicas", "{replica}", "By state.", lambda: [(2, {"mesh.state": "ready"})])
+    assert samples(telemetry)["mesh_door_connections", frozenset()] == 3
+    open_connections[0] = 4
+    assert samples(telemetry)["mesh_door_connections", frozenset()] == 4
+    assert samples(telemetry)["mesh_replicas", frozenset({("mesh_state", "ready")})] == 2
+
+
 def test_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "secret=word")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "other")
