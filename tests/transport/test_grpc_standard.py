@@ -58,7 +58,13 @@ async def test_reflection_lists_what_the_door_serves(pki: Path, messages, stubs)
 @BY_VERSION
 async def test_a_client_can_build_every_message_from_what_it_is_told(pki: Path, messages, stubs) -> None:
     async with opened(pki, story) as door:
-        for symbol in ("mesh.v1.Inference", "mesh.v1.Router.Explain", "mesh.v1.ChatRequest", "mesh.v1.data_class"):
+        for symbol, holder in (
+            ("mesh.v1.Inference", "inference"),
+            ("mesh.v1.Router.Explain", "router"),
+            ("mesh.v1.ChatRequest", "inference"),
+            ("mesh.v1.ChatRequest.messages", "inference"),
+            ("mesh.v1.OUTCOME_SERVE", "router"),
+        ):
             [answer] = await ask(door.channel, messages, stubs, {"file_containing_symbol": symbol})
             files = {}
             for serialized in answer.file_descriptor_response.file_descriptor_proto:
@@ -76,7 +82,7 @@ async def test_a_client_can_build_every_message_from_what_it_is_told(pki: Path, 
 
             for name in files:
                 add(name)
-            assert pool.FindFileContainingSymbol(symbol).name in files
+            assert next(iter(files)) == f"mesh/v1/{holder}.proto"
         [by_name] = await ask(door.channel, messages, stubs, {"file_by_filename": "mesh/v1/inference.proto"})
         first = descriptor_pb2.FileDescriptorProto.FromString(by_name.file_descriptor_response.file_descriptor_proto[0])
         assert first.name == "mesh/v1/inference.proto"
