@@ -222,8 +222,8 @@ def test_admission_holds_for_what_was_admitted(inference: InferenceStub, acme: s
     with pytest.raises(grpc.RpcError) as unasked:
         list(inference.AdmitChat(iter([AdmitChatRequest(content=chat())]), metadata=bearer(acme), timeout=60))
     assert unasked.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    steps = [facts, AdmitChatRequest(content=chat(model=ELSEWHERE))]
     with pytest.raises(grpc.RpcError) as another:
-        steps = [facts, AdmitChatRequest(content=chat(model=ELSEWHERE))]
         list(inference.AdmitChat(iter(steps), metadata=bearer(globex), timeout=60))
     assert another.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
