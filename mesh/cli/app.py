@@ -15,7 +15,7 @@ from typer._click import exceptions as click
 from mesh.cli.chat import chat
 from mesh.cli.context import Here
 from mesh.cli.lifecycle import down, status, up
-from mesh.cli.output import EXIT_REFUSED, UsageFault, report
+from mesh.cli.output import EXIT_REFUSED, EXIT_USAGE, UsageFault, report
 from mesh.cli.regions import models, regions
 from mesh.cli.tenants import keys, pin, routes, tenants, usage
 from mesh.errors import MeshError
@@ -55,6 +55,8 @@ def run(arguments: Sequence[str], found: Here) -> int:
     as_json = "--json" in options
     try:
         status = app(list(arguments), prog_name="mesh", standalone_mode=False, obj=found)
+    except click.NoArgsIsHelpError:
+        return EXIT_USAGE  # the help was shown, and says more
     except click.ClickException as error:
         return report(_usage(error), as_json=as_json)
     except (MeshError, UsageFault) as error:

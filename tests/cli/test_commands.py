@@ -244,6 +244,14 @@ def test_the_folder_of_the_mesh(tmp_path: Path) -> None:
     assert here({}, Embedded()).home == Path(__file__).parents[2] / ".mesh"
 
 
+def test_no_command_shows_the_help(mesh: World, capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["tenant"]):
+        assert run(arguments, mesh.here) == 2
+        out, err = capfd.readouterr()
+        assert "Usage: mesh" in out
+        assert err == ""
+
+
 def test_as_a_process(tmp_path: Path) -> None:
     environ = {**os.environ, "MESH_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "mesh.cli.main"]
