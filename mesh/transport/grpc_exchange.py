@@ -22,6 +22,8 @@ from mesh.v1.inference_pb2 import AdmitChatAnswer, AdmitChatParcel, Admitted, Re
 
 PROTOBUF = "application/x-protobuf"
 _MARGIN_S = 0.05
+_HANG_UP_S = 0.1
+"""A client that hangs up while it is read looks like one that has nothing to say, until gRPC cancels the task."""
 _NO_MODEL = "It must be the name of a model."
 Metadata = list[tuple[str, str]]
 _M = TypeVar("_M", AdmitChatParcel, RequestFacts)
@@ -107,6 +109,7 @@ class GrpcExchange:
         """Reads the message. See `gateway.ports.Exchange`."""
         message = await read_message(self._context)
         if message is None:
+            await asyncio.sleep(_HANG_UP_S)
             raise MeshError(Code.MALFORMED_BODY)
         self._parcel = Sealed(message, PROTOBUF)
         if len(message) > limit_bytes:
@@ -209,6 +212,8 @@ class AdmitExchange(GrpcExchange):
 
     async def _step(self, wanted: str) -> AdmitChatParcel:
         message = await read_message(self._context)
+        if message is None:
+            await asyncio.sleep(_HANG_UP_S)
         step = None if message is None else _parse(AdmitChatParcel(), message)
         if step is None or step.WhichOneof("step") != wanted:
             raise MeshError(Code.MALFORMED_BODY, hint=f"'{wanted}' was to come now.")

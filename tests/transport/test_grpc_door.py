@@ -318,7 +318,7 @@ async def test_the_credential_is_what_follows_the_one_bearer(
 # --- what ends a call
 
 
-@pytest.mark.parametrize("phase", ["decide", "relay", "after the first message"])
+@pytest.mark.parametrize("phase", ["decide", "receive", "relay", "after the first message"])
 @pytest.mark.parametrize("method", ["Chat", "ChatStream"])
 async def test_a_client_that_hangs_up_cancels_its_story(pki: Path, method: str, phase: str) -> None:
     reached, cancelled, never = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -328,6 +328,8 @@ async def test_a_client_that_hangs_up_cancels_its_story(pki: Path, method: str, 
             if phase == "decide":
                 reached.set()
                 await never.wait()
+            if phase == "receive":
+                reached.set()
             await exchange.receive(LIMIT_BYTES)
             first = [[data(chunk("a").SerializeToString())]] if phase == "after the first message" else []
             reached.set()
@@ -340,7 +342,10 @@ async def test_a_client_that_hangs_up_cancels_its_story(pki: Path, method: str, 
             raise
 
     async with opened(pki, serve) as door:
-        call = getattr(InferenceStub(door.channel), method)(REQUEST, metadata=KEY)
+        if phase == "receive":
+            call = door.channel.stream_stream(f"/mesh.v1.Inference/{method}")(metadata=KEY)
+        else:
+            call = getattr(InferenceStub(door.channel), method)(REQUEST, metadata=KEY)
         if phase == "after the first message" and method == "ChatStream":
             await call.read()
         await reached.wait()

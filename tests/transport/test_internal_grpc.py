@@ -411,13 +411,18 @@ async def test_a_gateway_believes_only_the_region_that_it_dialled(pki: Path) -> 
         await watcher.until(lambda load: load is not None)
 
 
-async def test_a_gateway_that_stops_answering_is_left(pki: Path) -> None:
-    """It holds its streams open and says nothing: the next gateway is asked."""
+@pytest.mark.parametrize("way", ["silent", "cancelled", "wrong"])
+async def test_a_gateway_that_does_not_answer_is_left(pki: Path, way: str) -> None:
+    """It says nothing, ends the call as if the caller had, or says something else: the next gateway is asked."""
     silent, heard = asyncio.Event(), asyncio.Event()
 
     async def exchange(_, context) -> None:
         await context.read()
         heard.set()
+        if way == "cancelled":
+            await context.abort(grpc.StatusCode.CANCELLED)
+        if way == "wrong":
+            await context.write(border_pb2.RegionLoad(number=99).SerializeToString())
         await silent.wait()
 
     handler = grpc.method_handlers_generic_handler(
@@ -430,5 +435,6 @@ async def test_a_gateway_that_stops_answering_is_left(pki: Path) -> None:
         watching(pki, mute.port, real.port) as watcher,
     ):
         await heard.wait()
-        watcher.clock.expire()
+        if way == "silent":
+            watcher.clock.expire()
         await watcher.until(lambda load: load is not None)
