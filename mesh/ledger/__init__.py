@@ -1,1 +1,7 @@
 """A region's database of metadata. It never leaves the region, and never holds content."""
+
+from mesh.ledger.accounts import Account, AccountExistsError
+from mesh.ledger.ledger import Ledger, open_ledger
+from mesh.ledger.records import OK, UsageRecord, UsageSum
+
+__all__ = ["OK", "Account", "AccountExistsError", "Ledger", "UsageRecord", "UsageSum", "open_ledger"]

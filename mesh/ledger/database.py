@@ -1,0 +1,210 @@
+"""The database itself: SQLite with one machine, PostgreSQL in production. Blocks; `ledger.py` keeps it off the loop."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import IntegrityError
+
+from mesh.ledger.accounts import Account, AccountExistsError
+from mesh.ledger.records import FAILED_AFTER_ROUTING, OK, UsageRecord, UsageSum
+from mesh.ledger.tables import ACCOUNTS, USAGE
+from mesh.types import RegionId, TenantId
+
+_BUSY_MS = 5_000
+_MIGRATION_LOCK = 0x6D657368  # "mesh", for PostgreSQL's advisory locks
+_PRAGMAS = (
+    f"busy_timeout = {_BUSY_MS}",
+    "journal_mode = WAL",
+    # An account whose tenant is in the control store must not be lost with the power.
+    "synchronous = FULL",
+    "secure_delete = ON",
+    "foreign_keys = ON",
+)
+_DAY_S = 86_400
+
+
+class Database:
+    """One region's ledger, open and at the newest migration."""
+
+    def __init__(self, url: str) -> None:
+        """Opens it, makes it where it is missing, and migrates it.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError, OSError: It cannot be.
+        """
+        self._engine = _engine(sa.make_url(url))
+        with _migration_lock(self._engine) as connection:
+            config = Config()
+            scripts = str(Path(__file__).parent / "migrations")
+            config.set_main_option("script_location", scripts.replace("%", "%%"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._engine.dispose()
+
+    def add_usage(self, records: Sequence[UsageRecord]) -> None:
+        """Writes records in one transaction; one that is there already stays as it is."""
+        rows = [_row(record) for record in records]
+        with self._engine.begin() as connection:
+            connection.execute(self._insert_usage(), rows)
+
+    def usage(self, tenant: TenantId, from_s: int, to_s: int) -> list[UsageSum]:
+        """Sums of [from_s, to_s) by region and model."""
+        tokens = USAGE.c.prompt_tokens + USAGE.c.completion_tokens
+        served = sa.or_(USAGE.c.code == OK, tokens > 0, USAGE.c.code.in_([str(code) for code in FAILED_AFTER_ROUTING]))
+        requests = sa.func.sum(sa.case((served, 1), else_=0))
+        query = (
+            sa.select(
+                USAGE.c.region,
+                USAGE.c.model,
+                requests,
+                sa.func.count() - requests,
+                sa.func.sum(USAGE.c.prompt_tokens),
+                sa.func.sum(USAGE.c.completion_tokens),
+            )
+            .where(USAGE.c.tenant == tenant, USAGE.c.at_ms >= from_s * 1000, USAGE.c.at_ms < to_s * 1000)
+            .group_by(USAGE.c.region, USAGE.c.model)
+            .order_by(USAGE.c.region, USAGE.c.model)
+        )
+        with self._engine.connect() as connection:
+            return [
+                UsageSum(
+                    region=RegionId(region),
+                    model=model,
+                    requests=int(requests),
+                    refused=int(refused),
+                    prompt_tokens=int(prompt_tokens),
+                    completion_tokens=int(completion_tokens),
+                )
+                for region, model, requests, refused, prompt_tokens, completion_tokens in connection.execute(query)
+            ]
+
+    def add_account(self, account: Account) -> None:
+        """Adds an account.
+
+        Raises:
+            AccountExistsError: The home has one of this name.
+        """
+        values = {
+            "tenant": account.tenant,
+            "home": account.home,
+            "name": account.name,
+            "nonce": account.nonce,
+            "created_s": account.created_s,
+            "ready": account.ready,
+        }
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(ACCOUNTS.insert().values(values))
+        except IntegrityError:
+            raise AccountExistsError from None
+
+    def set_ready(self, tenant: TenantId) -> None:
+        """Notes that a tenant's record is in the control store."""
+        with self._engine.begin() as connection:
+            connection.execute(ACCOUNTS.update().where(ACCOUNTS.c.tenant == tenant).values(ready=True))
+
+    def accounts(self, home: RegionId) -> list[Account]:
+        """All accounts of a home, by name."""
+        return self._accounts(ACCOUNTS.c.home == home)
+
+    def account(self, tenant: TenantId) -> Account | None:
+        """The account of a tenant."""
+        return next(iter(self._accounts(ACCOUNTS.c.tenant == tenant)), None)
+
+    def account_named(self, home: RegionId, name: str) -> Account | None:
+        """The account of a name."""
+        return next(iter(self._accounts(sa.and_(ACCOUNTS.c.home == home, ACCOUNTS.c.name == name))), None)
+
+    def _accounts(self, where: sa.ColumnElement[bool]) -> list[Account]:
+        columns = (ACCOUNTS.c.tenant, ACCOUNTS.c.home, ACCOUNTS.c.name)
+        more = (ACCOUNTS.c.nonce, ACCOUNTS.c.created_s, ACCOUNTS.c.ready)
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(*columns, *more).where(where).order_by(ACCOUNTS.c.name)).all()
+        return [
+            Account(
+                tenant=TenantId(tenant), home=RegionId(home), name=name, nonce=nonce, created_s=created_s, ready=ready
+            )
+            for tenant, home, name, nonce, created_s, ready in rows
+        ]
+
+    def _insert_usage(self) -> sa.Executable:
+        if self._engine.dialect.name == "postgresql":
+            return postgresql.insert(USAGE).on_conflict_do_nothing()
+        return sqlite.insert(USAGE).on_conflict_do_nothing()
+
+
+def _row(record: UsageRecord) -> dict[str, object]:
+    return {
+        "day": int(record.at_s // _DAY_S),
+        "request_id": record.request_id,
+        "at_ms": int(record.at_s * 1000),
+        "region": record.region,
+        "tenant": record.tenant,
+        "key_id": record.key_id,
+        "operation": str(record.operation),
+        "model": record.model,
+        "door": record.door,
+        "code": str(record.code),
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
+        "duration_ms": record.duration_ms,
+        "first_byte_ms": record.first_byte_ms,
+        "entry_region": record.entry_region,
+    }
+
+
+def _engine(url: URL) -> Engine:
+    # Values are metadata and names: an error must not carry them either.
+    engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=url.get_backend_name() != "sqlite")
+    if url.get_backend_name() != "sqlite":
+        return engine
+    if url.database:
+        path = Path(url.database)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+    def connected(connection: Any, _: object) -> None:  # noqa: ANN401 - the driver's own
+        # The driver begins transactions late and not at all around DDL: we begin them ourselves.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in _PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+@contextmanager
+def _migration_lock(engine: Engine) -> Generator[Connection]:
+    """Programs of a region start together, and one of them migrates. Yields a connection in a transaction."""
+    database = engine.url.database
+    if engine.dialect.name == "sqlite" and database:
+        with Path(database + ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with engine.begin() as connection:
+                yield connection
+    else:
+        with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            yield connection

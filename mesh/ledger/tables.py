@@ -1,0 +1,44 @@
+"""The ledger's tables, as the newest migration leaves them."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, String, Table
+
+METADATA = MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s"}
+)
+
+USAGE = Table(
+    "usage",
+    METADATA,
+    # Days since 1970. In the key, so that a day can become a partition, and deleting one is dropping it.
+    Column("day", Integer, primary_key=True),
+    Column("request_id", String(64), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("region", String(64), nullable=False),
+    Column("tenant", String(18), nullable=False),
+    Column("key_id", String(12), nullable=False),
+    Column("operation", String(16), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("door", String(8), nullable=False),
+    Column("code", String(32), nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("duration_ms", BigInteger, nullable=False),
+    Column("first_byte_ms", BigInteger),
+    Column("entry_region", String(64), nullable=False),
+    Index("ix_usage_tenant", "tenant", "at_ms"),
+)
+
+ACCOUNTS = Table(
+    "accounts",
+    METADATA,
+    Column("tenant", String(18), primary_key=True),
+    Column("home", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("nonce", LargeBinary(16), nullable=False),
+    Column("created_s", BigInteger, nullable=False),
+    # Whether the tenant's record is known to be in the control store.
+    Column("ready", Boolean, nullable=False),
+    Index("uq_accounts_name", "home", "name", unique=True),
+)

@@ -1,0 +1,204 @@
+"""The ledger: sums, accounts, migrations, a full disk, a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from mesh.errors import Code, MeshError
+from mesh.ledger import Account, AccountExistsError, Ledger, UsageRecord, UsageSum, open_ledger
+from mesh.ledger import ledger as ledger_module
+from mesh.ledger.tables import METADATA
+from mesh.runtime import SystemClock, TaskGroupTasks
+from mesh.telemetry import Log
+from mesh.types import Operation, RegionId, RequestId, TenantId
+
+VN = RegionId("vn-1")
+ACME, GLOBEX = TenantId("t_" + "a" * 16), TenantId("t_" + "b" * 16)
+
+
+def opened(folder: Path, out: io.StringIO | None = None) -> AbstractAsyncContextManager[Ledger]:
+    log = Log("gateway", VN, out or io.StringIO(), strict=True)
+    url = f"sqlite:///{folder}/ledger-{{region}}.db"
+    return open_ledger(url, VN, clock=SystemClock(), tasks=TaskGroupTasks, log=log)
+
+
+def record(
+    number: int, *, at_s: float = 1000.0, code: str = "ok", model: str = "smol", tokens: tuple[int, int] = (3, 5)
+) -> UsageRecord:
+    return UsageRecord(
+        request_id=RequestId(f"req_{number:016x}"),
+        at_s=at_s,
+        region=VN,
+        tenant=ACME,
+        key_id="A" * 12,
+        operation=Operation.CHAT,
+        model=model,
+        door="http",
+        code=code,
+        prompt_tokens=tokens[0],
+        completion_tokens=tokens[1],
+        duration_ms=7,
+        first_byte_ms=None,
+        entry_region=VN,
+    )
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.01)
+
+
+async def test_usage_is_summed_by_model_and_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        records = [
+            record(1),
+            record(2, code="cancelled", tokens=(4, 1)),
+            record(3, code=Code.REPLICA_FAILED, tokens=(0, 0)),
+            record(4, code="cancelled", tokens=(0, 0)),
+            record(5, code=Code.NO_CAPACITY, tokens=(0, 0)),
+            record(6, code=Code.RESIDENCY_REFUSED, model="", tokens=(0, 0)),
+            record(7, at_s=1999.999),
+            record(8, at_s=999.999),
+            record(9, at_s=2000.0),
+        ]
+        for one in records:
+            ledger.record(one)
+        ledger.record(records[0])  # the same request again
+    async with opened(tmp_path) as ledger:
+        assert await ledger.usage(ACME, 1000, 2000) == [
+            UsageSum(region=VN, model="", requests=0, refused=1, prompt_tokens=0, completion_tokens=0),
+            UsageSum(region=VN, model="smol", requests=5, refused=1, prompt_tokens=10, completion_tokens=11),
+        ]
+        assert await ledger.usage(GLOBEX, 0, 3000) == []
+        assert ledger.dropped == 0
+
+
+async def test_a_name_is_one_tenants(tmp_path: Path) -> None:
+    def account(tenant: TenantId, name: str, home: RegionId = VN) -> Account:
+        return Account(tenant=tenant, home=home, name=name, nonce=bytes(16), created_s=1, ready=False)
+
+    async with opened(tmp_path) as ledger:
+        await ledger.add_account(account(ACME, "acme"))
+        with pytest.raises(AccountExistsError):
+            await ledger.add_account(account(GLOBEX, "acme"))
+        await ledger.add_account(account(GLOBEX, "acme", RegionId("sg-1")))
+        await ledger.set_ready(ACME)
+        assert [(found.tenant, found.ready) for found in await ledger.accounts()] == [(ACME, True)]
+        found = await ledger.account_named("acme")
+        assert found is not None
+        assert found == await ledger.account(ACME)
+        assert "acme" not in repr(found)
+        assert await ledger.account_named("nobody") is None
+
+
+async def test_programs_that_start_together_migrate_once(tmp_path: Path) -> None:
+    async def start() -> None:
+        async with opened(tmp_path) as ledger:
+            assert await ledger.accounts() == []
+
+    await asyncio.gather(*(start() for _ in range(6)))
+
+
+async def test_the_tables_are_what_the_migrations_make(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/ledger-vn-1.db")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    engine.dispose()
+    assert (tmp_path / "ledger-vn-1.db").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_full_disk_costs_no_request_and_is_told_by_class(tmp_path: Path) -> None:
+    out = io.StringIO()
+    async with opened(tmp_path, out) as ledger:
+        ledger.record(record(0))
+        while not await ledger.usage(ACME, 0, 2000):
+            pass
+        files = [path.stat().st_size for path in tmp_path.glob("ledger-vn-1.db*")]
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(files), hard))
+        try:
+            for number in range(1, 2000):
+                ledger.record(record(number))
+            await eventually(lambda: ledger.faults > 0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    async with opened(tmp_path) as ledger:
+        (found,) = await ledger.usage(ACME, 0, 2000)
+        assert found.requests == 2000
+    assert '"ledger.unavailable"' in out.getvalue()
+    assert "OperationalError" in out.getvalue()
+    assert "smol" not in out.getvalue()
+
+
+async def test_beyond_the_queue_records_are_dropped_and_counted(tmp_path: Path) -> None:
+    out = io.StringIO()
+    async with opened(tmp_path, out) as ledger:
+        for number in range(ledger_module.QUEUE + 10):  # no await: nothing can be written in between
+            ledger.record(record(number))
+        assert ledger.dropped == 10
+    assert '"ledger.dropped"' in out.getvalue()
+    database = sqlite3.connect(tmp_path / "ledger-vn-1.db")
+    assert database.execute("select count(*) from usage").fetchone() == (ledger_module.QUEUE,)
+    database.close()
+
+
+async def test_a_ledger_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    (tmp_path / "ledger-vn-1.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(MeshError) as failed:
+        async with opened(tmp_path):
+            pass
+    assert failed.value.code is Code.START_FAILED
+
+
+CHILD = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_ledger import ACME, opened, record
+async def main():
+    async with opened(Path(sys.argv[1])) as ledger:
+        for number in range(700):
+            ledger.record(record(number))
+        while sum(found.requests for found in await ledger.usage(ACME, 0, 2000)) < 700:
+            pass
+        print("written", flush=True)
+        number = 700
+        while True:
+            ledger.record(record(number))
+            number += 1
+            await asyncio.sleep(0)
+asyncio.run(main())
+"""
+
+
+async def test_kill_loses_only_what_was_not_yet_committed(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", CHILD, str(tmp_path), str(here)]
+    child = await asyncio.to_thread(
+        lambda: subprocess.Popen(command, stdout=subprocess.PIPE, cwd=here.parent.parent, env=dict(os.environ))
+    )
+    assert child.stdout is not None
+    assert await asyncio.to_thread(child.stdout.readline) == b"written\n"
+    child.kill()
+    await asyncio.to_thread(child.wait)
+    child.stdout.close()
+    async with opened(tmp_path) as ledger:
+        (found,) = await ledger.usage(ACME, 0, 2000)
+        assert found.requests >= 700
