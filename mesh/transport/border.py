@@ -129,13 +129,7 @@ class BorderWatch:
             for address in addresses:
                 # A region that cannot be reached is an ordinary state of the mesh: its load grows old and is gone.
                 with suppress(grpc.RpcError, TimeoutError, asyncio.InvalidStateError):
-                    try:
-                        await self._talk(region, address)
-                    except asyncio.CancelledError:
-                        # grpc also raises it when the other side ends the call with CANCELLED, as it does at its end.
-                        task = asyncio.current_task()
-                        if task is None or task.cancelling():
-                            raise
+                    await self._talk(region, address)
             await self._clock.sleep(_RETRY_S)
 
     async def _talk(self, region: RegionId, address: Address) -> None:
