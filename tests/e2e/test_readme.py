@@ -1,6 +1,6 @@
 """Every command of the README does what it says, in order, in one shell, against the running mesh.
 
-`.mesh/` stands for this mesh's home. A block after `<!-- run elsewhere: WHERE -->` is run there and not here.
+`.mesh/` stands for this mesh's home, and `initech` for a tenant of this run. A block after `<!-- run elsewhere: WHERE -->` is run there and not here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_every_block_runs(mesh: Mesh, tmp_path: Path) -> None:
     # What a reader has: the commands of the environment that `scripts/up` made.
     environ["PATH"] = f"{ROOT / '.venv/bin'}{os.pathsep}{environ['PATH']}"
     for block in blocks():
-        text = block.text.replace(".mesh/", f"{mesh.home}/")
+        text = block.text.replace(".mesh/", f"{mesh.home}/").replace("initech", f"initech-{mesh.mark}")
         if block.elsewhere or block.language not in {"sh", "python"}:
             continue
         if block.language == "sh":
