@@ -327,11 +327,11 @@ class Mesh:
         return {(row["pid"], row["started"]) for row in rows}
 
 
-def messages(text: str) -> list[Json]:
+def messages(text: str) -> list[Any]:
     """A conversation of one turn."""
     return [{"role": "user", "content": text}]
 
 
-def bearer(key: str) -> list[tuple[str, str]]:
+def bearer(key: str) -> tuple[tuple[str, str], ...]:
     """gRPC metadata of a key."""
-    return [("authorization", f"Bearer {key}")]
+    return (("authorization", f"Bearer {key}"),)

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -159,8 +160,8 @@ def test_etcd_killed(mesh: Mesh, acme: str) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Pin(PinRequest(tenant=made["tenant"], allowed=["VN"]), timeout=15)
             info = ErrorInfo()
-            trailers = dict(caught.value.trailing_metadata() or ())
-            Status.FromString(trailers["grpc-status-details-bin"]).details[0].Unpack(info)  # pyright: ignore[reportArgumentType]
+            trailers: Any = dict(cast(Any, caught.value.trailing_metadata()))
+            Status.FromString(trailers["grpc-status-details-bin"]).details[0].Unpack(info)
             assert info.reason == "POLICY_STORE_UNAVAILABLE"
         finally:
             os.kill(supervisor, signal.SIGCONT)

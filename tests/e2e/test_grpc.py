@@ -345,7 +345,7 @@ def test_messages_that_are_too_large(inference: InferenceStub, acme: str) -> Non
 
 
 def test_health_needs_no_key(channel: grpc.Channel) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
+    health: Any = health_pb2_grpc.HealthStub(channel)
     for service in ("", "mesh.v1.Inference"):
         answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=60)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -373,7 +373,7 @@ def _reflect(channel: grpc.Channel, version: str, key: str | None, *asks: Mappin
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    requests = [reflection_pb2.ServerReflectionRequest(**ask) for ask in asks]
+    requests = [ParseDict(ask, reflection_pb2.ServerReflectionRequest()) for ask in asks]
     return list(call(iter(requests), metadata=None if key is None else bearer(key), timeout=60))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx2
 import openai
@@ -112,7 +113,7 @@ def test_seed_repeats_and_another_does_not(mesh: Mesh, acme: str) -> None:
 def test_temperature_zero_is_greedy_and_small_top_p_is_too(mesh: Mesh, acme: str) -> None:
     with mesh.openai(VN, acme) as client:
 
-        def text(**options: float) -> str:
+        def text(**options: Any) -> str:
             return client.completions.create(model=CHAT, prompt="The sea is", max_tokens=10, **options).choices[0].text
 
         greedy = text(temperature=0)
@@ -140,8 +141,9 @@ def test_stop_ends_before_the_string_wherever_it_lies(mesh: Mesh, acme: str) -> 
 def test_max_tokens_in_both_names(mesh: Mesh, acme: str) -> None:
     with mesh.openai(VN, acme) as client:
         for option in ("max_tokens", "max_completion_tokens"):
+            limit: dict[str, Any] = {option: 3}
             answer = client.chat.completions.create(
-                model=CHAT, messages=messages("Tell a long story."), temperature=0, **{option: 3}
+                model=CHAT, messages=messages("Tell a long story."), temperature=0, **limit
             )
             assert answer.usage is not None
             assert answer.usage.completion_tokens == 3
@@ -191,13 +193,13 @@ def test_log_probabilities_of_completions_have_the_legacy_shape(mesh: Mesh, acme
 def test_completions_take_text_ids_and_lists_of_both(mesh: Mesh, acme: str) -> None:
     with mesh.openai(VN, acme) as client:
 
-        def ask(prompt: object, **options: int) -> list[str]:
+        def ask(prompt: Any, **options: Any) -> list[str]:
             answer = client.completions.create(
                 model=CHAT,
                 prompt=prompt,
                 max_tokens=4,
                 temperature=0,
-                **options,  # pyright: ignore[reportArgumentType]
+                **options,
             )
             assert [choice.index for choice in answer.choices] == list(range(len(answer.choices)))
             return [choice.text for choice in answer.choices]
