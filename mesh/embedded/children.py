@@ -102,6 +102,7 @@ def children() -> Generator[Children]:
         yield own
     finally:
         loop.remove_signal_handler(signal.SIGCHLD)
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 async def has_ended(process: Process) -> None:

@@ -18,7 +18,6 @@ from mesh.embedded.children import Child, Children
 from mesh.embedded.processes import Process, Roll, end
 from mesh.errors import MeshError
 
-_FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _TRIES = 5
 _STEADY_S = 30.0
@@ -36,16 +35,21 @@ class PartState(StrEnum):
 
 @dataclass(slots=True)
 class Backoff:
-    """Counts failures in a row."""
+    """Counts failures in a row.
+
+    Attributes:
+        first_pause_s: The pause after the first failure; it doubles with each.
+    """
 
     failures: int = 0
+    first_pause_s: float = 0.5
 
     def failed(self, ran_s: float) -> float | None:
         """Takes note of an end after `ran_s` seconds of work; tells the pause before the next try, None: no more."""
         self.failures = 1 if ran_s >= _STEADY_S else self.failures + 1
         if self.failures >= _TRIES:
             return None
-        return min(_FIRST_PAUSE_S * 2 ** (self.failures - 1), _LONGEST_PAUSE_S)
+        return min(self.first_pause_s * 2 ** (self.failures - 1), _LONGEST_PAUSE_S)
 
 
 @dataclass(slots=True)
@@ -68,6 +72,7 @@ class Part:
     fault: str | None = None
     given_up: bool = False
     told: bool = False
+    backoff: Backoff = field(default_factory=Backoff)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is ready for the first time, or given up."""
 
@@ -90,12 +95,11 @@ class Part:
 async def keep(part: Part, attempt: Callable[[], Awaitable[str]]) -> None:
     """Runs `attempt` again and again until it is given up. An attempt returns, in words, how it ended."""
     loop = asyncio.get_running_loop()
-    backoff = Backoff()
     while True:
         part.state = PartState.STARTING
         began_s = loop.time()
         how = await attempt()
-        pause_s = backoff.failed(loop.time() - began_s)
+        pause_s = part.backoff.failed(loop.time() - began_s)
         part.ended(how, pause_s)
         if pause_s is None:
             return
@@ -162,14 +166,14 @@ async def stop(processes: Sequence[Process], grace_s: float) -> None:
     await asyncio.to_thread(end, processes, grace_s=grace_s)
 
 
-def bound_logs(folder: Path) -> None:
+def bound_logs(folder: Path, limit_bytes: int = LOG_BYTES) -> None:
     """Keeps each log to its size: what is too long becomes `<part>.log.1`, and the file starts anew.
 
     Programs append, so a file that is cut goes on at its beginning.
     """
     for log in folder.glob("*.log"):
         with suppress(OSError):
-            if log.stat().st_size > LOG_BYTES:
+            if log.stat().st_size > limit_bytes:
                 shutil.copyfile(log, log.with_name(log.name + ".1"))
                 with log.open("r+b") as file:
                     file.truncate(0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import time
@@ -26,6 +27,8 @@ INSTANCE = "MESH_INSTANCE"
 PART = "MESH_PART"
 _PROC = Path("/proc")
 _ZOMBIE = "Z"
+_VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*=")
+"""How an environment begins. A long title is written over its beginning, and may leave the rest as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def marks_of(pid: int) -> Mapping[str, str] | None:
         raw = (_PROC / str(pid) / "environ").read_bytes()
     except OSError:
         return {}
-    if b"=" not in raw:
+    if not _VARIABLE.match(raw):
         return None
     pairs = (entry.partition(b"=") for entry in raw.split(b"\0"))
     wanted = (INSTANCE.encode(), PART.encode())

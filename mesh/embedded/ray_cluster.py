@@ -25,7 +25,7 @@ from mesh.types import RegionId
 
 _START_S = 180.0
 _DEPLOY_S = 900.0
-_GRACE_S = 4.0
+_GRACE_S = 2.0
 _OBJECT_STORE_BYTES = 75 * 1024 * 1024
 """Ray's least: nothing of ours goes through it."""
 _CORES = ("gcs_server", "raylet")

@@ -41,7 +41,7 @@ _ASK_EVERY_S = 0.3
 _START_S = 1800.0
 """Generous: the first start converts weights, on whatever machine this is."""
 _GATEWAY_GRACE_S = 8.0
-_RAY_GRACE_S = 5.0
+_RAY_GRACE_S = 3.0
 _ETCD_GRACE_S = 5.0
 _REST_GRACE_S = 1.0
 
