@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -247,6 +248,38 @@ def test_a_start_in_the_foreground_ends_with_ctrl_c(mesh: Mesh, other: Mesh) -> 
             started.kill()
     wait_until(lambda: not other.processes(), "nothing of it is left", deadline_s=30)
     assert other.refused("status", code=3)["code"] == "not_running"
+
+
+def test_a_port_in_use_is_named(other: Mesh) -> None:
+    """Its home keeps its addresses, so a start cannot go elsewhere: it says who is in the way."""
+    addresses = json.loads((other.home / "addresses.json").read_bytes())
+    host = f"127.{addresses['network']}.{addresses['order'].index(SG) + 1}.1"
+    with socket.create_server((host, 8443)):
+        ran = other.up(timeout_s=120, program=MESH)
+    assert ran.code == 1
+    assert ran.error["code"] == "start_failed"
+    assert f"{host}:8443" in ran.err
+    wait_until(lambda: not other.processes(), "nothing of it is left", deadline_s=10)
+
+
+def test_a_start_that_was_killed_half_way_is_cleaned_up(other: Mesh) -> None:
+    with subprocess.Popen(
+        [MESH, "up", "--detach", "--json", "--regions", SG],
+        env=other.environ(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as started:
+        wait_until(
+            lambda: any("gcs_server" in " ".join(line) for line in other.processes().values()),
+            "it is half way",
+            deadline_s=120,
+        )
+        os.kill(supervisor_of(other), signal.SIGKILL)
+        assert started.wait(60) == 1
+    down = other.ask("down").json
+    assert down["stopped"]
+    wait_until(lambda: not other.processes(), "nothing of it is left", deadline_s=10)
+    assert other.refused("down", code=3)["code"] == "not_running"
 
 
 def supervisor_of(mesh: Mesh) -> int:

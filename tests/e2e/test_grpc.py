@@ -373,7 +373,7 @@ def _reflect(channel: grpc.Channel, version: str, key: str | None, *asks: Mappin
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    requests = [ParseDict(ask, reflection_pb2.ServerReflectionRequest()) for ask in asks]
+    requests = [ParseDict(dict(ask), reflection_pb2.ServerReflectionRequest()) for ask in asks]
     return list(call(iter(requests), metadata=None if key is None else bearer(key), timeout=60))
 
 
