@@ -19,6 +19,7 @@ import ray
 import uvloop
 from ray import serve
 from ray.serve import Application
+from ray.serve._private import replica as serve_replica
 
 from mesh.errors import Code, MeshError
 from mesh.runtime import SystemClock
@@ -34,6 +35,7 @@ APP = "mesh"
 HEALTH_EVERY_S, HEALTH_TIMEOUT_S = 2.0, 10.0
 START_TRIES = 3
 _MARGIN_S = 10.0
+_SERVE_PORT = "add_port_to_grpc_server"
 
 
 class ReplicaActor:
@@ -54,6 +56,7 @@ class ReplicaActor:
         del others
         prepare_process(os.environ)  # noqa: TID251 - a program's start
         protect_process()
+        close_serve_port()
         settings = load(Path(config))
         place = find_place(settings, region, deployment, ray.util.get_node_ip_address())
         log = Log("replica", place.region.id, sys.stderr, models=settings.models)
@@ -140,6 +143,25 @@ class ReplicaThread:
             return
         # An engine's death is Serve's to act on: its next health check fails, and it starts another replica.
         await self._replica.run(lambda: self.ready.set_result(None), lambda: None)
+
+
+def close_serve_port() -> None:
+    """Keeps Serve from opening a port of its own in this process. Call it before Serve calls the actor initialized.
+
+    For handles of other deployments every replica opens a gRPC port, on all interfaces, in clear text, without the
+    cluster's token, and unpickles what comes. There is no setting for it, and the mesh has no use for it.
+
+    Raises:
+        MeshError: START_FAILED with a Ray in which it is done otherwise: better no replica than that port.
+    """
+    if not hasattr(serve_replica, _SERVE_PORT):
+        raise MeshError(Code.START_FAILED, hint="This version of Ray is not the one that the mesh was made for.")
+    setattr(serve_replica, _SERVE_PORT, _no_port)
+
+
+def _no_port(server: object, address: str) -> int:
+    del server, address
+    return 0
 
 
 def build(settings: Settings, region: Region, config: Path) -> Application | None:

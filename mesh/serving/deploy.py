@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise MeshError(Code.INVALID_SETTINGS, hint="There is no such region in the configuration.")  # noqa: TRY301
         log = Log("deploy", region.id, sys.stderr, models=settings.models)
         speak_through(log)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it writes lines of its own that are no JSON
         deploy(settings, region, config, options.ray_address, log)
     except MeshError as error:
         print(error.message, file=sys.stderr)  # noqa: T201 - of the configuration and the cluster: nothing was served
