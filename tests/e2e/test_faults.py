@@ -253,7 +253,7 @@ def test_a_start_in_the_foreground_ends_with_ctrl_c(mesh: Mesh, other: Mesh) -> 
 def test_a_port_in_use_is_named(other: Mesh) -> None:
     """Its home keeps its addresses, so a start cannot go elsewhere: it says who is in the way."""
     addresses = json.loads((other.home / "addresses.json").read_bytes())
-    host = f"127.{addresses['network']}.{addresses['order'].index(SG) + 1}.1"
+    host = f"127.{addresses['network']}.{addresses['regions'].index(SG) + 1}.1"
     with socket.create_server((host, 8443)):
         ran = other.up(timeout_s=120, program=MESH)
     assert ran.code == 1
