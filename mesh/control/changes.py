@@ -46,6 +46,7 @@ DEADLINE_S = 4.0
 """For a whole change or read, tries included: `admin` says within 5 s that the store is away."""
 _TRIES = 8
 _CALL_S = 2.0
+_CHECK_S = 1.0
 _PAUSE_S = 0.1
 _PAGE = 500
 
@@ -81,6 +82,15 @@ class Changes:
         self._home = home
         self._clock = clock
         self._entropy = entropy
+
+    async def check(self) -> None:
+        """Asks the store for anything: whether it is there, with a quorum."""
+        try:
+            await self._store.range(Range(layout.home_prefix(self._home)), timeout_s=_CHECK_S)
+        except StoreUnavailableError:
+            raise MeshError(Code.POLICY_STORE_UNAVAILABLE) from None
+        except StoreDeniedError:
+            raise MeshError(Code.INTERNAL_ERROR, hint="The control store refuses this program's certificate.") from None
 
     async def create_tenant(self, nonce: bytes, allowed: frozenset[Jurisdiction], transfer: Transfer) -> Outcome:
         """Makes the tenant that this nonce stands for. If it is there, it stays as it is, and `changed` is false."""

@@ -1,0 +1,103 @@
+"""An admin process: builds everything, serves, drains."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from mesh import tls
+from mesh.admin.routes import routes
+from mesh.admin.service import AdminService
+from mesh.admin.tenants import Tenants
+from mesh.control.changes import Changes
+from mesh.control.etcd import open_store
+from mesh.control.hashing import key_hasher
+from mesh.ledger import open_ledger
+from mesh.ports import Clock, Entropy, TaskFactory
+from mesh.settings import Region, Settings
+from mesh.telemetry import Log
+from mesh.transport.grpc_server import listen_grpc
+from mesh.types import Here, Role
+
+DRAIN_S = 5.0
+"""How long running calls may take to end when the admin is told to go."""
+_MESSAGE_BYTES = 256 * 1024
+
+
+class AdminProgram:
+    """The admin of one region. `run` serves until `stop` is set."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        region: Region,
+        clock: Clock,
+        tasks: TaskFactory,
+        entropy: Entropy,
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._region = region
+        self._clock = clock
+        self._tasks = tasks
+        self._entropy = entropy
+        self._log = log
+        self.port = 0
+        """What it listens on, once it does."""
+
+    async def run(self, stop: asyncio.Event, started: asyncio.Event | None = None) -> None:
+        """Serves `Admin` on the region's admin address, and drains once `stop` is set.
+
+        Args:
+            stop: Ends it.
+            started: Set when it listens.
+
+        Raises:
+            MeshError: `start_failed`, `invalid_settings`: what is missing or taken.
+        """
+        settings, region, clock = self._settings, self._region, self._clock
+        here = Here(region=region.id, jurisdiction=region.jurisdiction)
+        pki = settings.pki
+        async with AsyncExitStack() as stack:
+            ledger = await stack.enter_async_context(
+                open_ledger(settings.ledger, region.id, clock=clock, tasks=self._tasks, log=self._log)
+            )
+            hasher = await stack.enter_async_context(key_hasher(settings.key_hash))
+            store = await stack.enter_async_context(open_store(settings.etcd, pki, region.id, Role.ADMIN, clock))
+            own = tls.grpc_channel_credentials(pki, region.id, Role.ADMIN)
+            service = AdminService(
+                tenants=Tenants(
+                    here=here,
+                    ledger=ledger,
+                    changes=Changes(store, region.id, clock, self._entropy),
+                    hasher=hasher,
+                    mac_secret=tls.read_mesh_secret(pki),
+                    clock=clock,
+                    entropy=self._entropy,
+                ),
+                ledger=ledger,
+                routes=await stack.enter_async_context(routes(region, own)),
+                clock=clock,
+            )
+            server = await stack.enter_async_context(
+                listen_grpc(
+                    service.handlers(self._failed),
+                    region.admin,
+                    tls.grpc_server_credentials(pki, region.id, Role.ADMIN),
+                    message_bytes=_MESSAGE_BYTES,
+                )
+            )
+            self.port = server.port
+            await tls.check_tls13(region.admin.host, server.port)
+            self._log.info("admin.ready", port=server.port)
+            if started is not None:
+                started.set()
+            await stop.wait()
+            self._log.info("admin.draining")
+            await server.drain(DRAIN_S)
+        self._log.info("admin.stopped")
+
+    def _failed(self, error: BaseException) -> None:
+        """Notes what nobody foresaw, by its class: its text may hold a name."""
+        self._log.error("admin.unforeseen", error=type(error).__name__)

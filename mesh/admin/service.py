@@ -1,0 +1,179 @@
+"""The `Admin` service: the operator's words to and from `mesh.admin.tenants` and the ledger, and who may speak."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue]
+
+from mesh.admin.routes import Routes
+from mesh.admin.tenants import NamedTenant, Tenants
+from mesh.control.records import KeyRecord
+from mesh.errors import Code, MeshError
+from mesh.ledger import Ledger
+from mesh.ports import Clock
+from mesh.tls import identity_of_grpc
+from mesh.transport.grpc_server import Context, Failed, Handler, service, unary
+from mesh.types import Role, TenantState
+from mesh.v1 import admin_pb2 as pb
+from mesh.v1 import router_pb2
+
+ADMIN = pb.DESCRIPTOR.services_by_name["Admin"].full_name
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+DEADLINE_S = 4.7
+"""For any call: an operator is told within 5 s that the control store is away."""
+_DEFAULT_USAGE_S = 30 * 86_400
+_MAX_TIME_S = 253_402_300_799  # the year 9999: what RFC 3339 can say
+
+
+class AdminService:
+    """The service of one region, for the operator's certificate only."""
+
+    def __init__(self, *, tenants: Tenants, ledger: Ledger, routes: Routes, clock: Clock) -> None:
+        self._tenants = tenants
+        self._ledger = ledger
+        self._routes = routes
+        self._clock = clock
+
+    def handlers(self, failed: Failed) -> list[grpc.GenericRpcHandler]:
+        """`Admin` and `grpc.health.v1.Health`."""
+
+        def operator(work: Callable[[Any], Awaitable[Message]], request: type[Message]) -> Handler:
+            async def guarded(message: object, context: Context) -> Message:
+                _check(context)
+                return await self._in_time(work(message))
+
+            return unary(guarded, request.FromString, failed)
+
+        calls = {
+            "CreateTenant": operator(self._create_tenant, pb.CreateTenantRequest),
+            "FindTenant": operator(self._find_tenant, pb.FindTenantRequest),
+            "ListTenants": operator(self._list_tenants, pb.ListTenantsRequest),
+            "SuspendTenant": operator(self._suspend_tenant, pb.SuspendTenantRequest),
+            "ResumeTenant": operator(self._resume_tenant, pb.ResumeTenantRequest),
+            "Pin": operator(self._pin, pb.PinRequest),
+            "CreateKey": operator(self._create_key, pb.CreateKeyRequest),
+            "ListKeys": operator(self._list_keys, pb.ListKeysRequest),
+            "RevokeKey": operator(self._revoke_key, pb.RevokeKeyRequest),
+            "Usage": operator(self._usage, pb.UsageRequest),
+            "ExplainRoute": operator(self._explain_route, pb.ExplainRouteRequest),
+        }
+        return [service(ADMIN, calls), service(_HEALTH, {"Check": _health(failed)})]
+
+    async def _in_time(self, work: Awaitable[Message]) -> Message:
+        try:
+            async with self._clock.timeout(DEADLINE_S):
+                return await work
+        except TimeoutError:
+            pass
+        raise MeshError(
+            Code.POLICY_STORE_UNAVAILABLE,
+            hint="It did not answer in time, so the change may have been made: look before you repeat it.",
+        )
+
+    async def _create_tenant(self, request: pb.CreateTenantRequest) -> pb.Tenant:
+        return _tenant(await self._tenants.create(request.name, list(request.allowed), request.transfer))
+
+    async def _find_tenant(self, request: pb.FindTenantRequest) -> pb.Tenant:
+        return _tenant(await self._tenants.find(request.tenant))
+
+    async def _list_tenants(self, _: pb.ListTenantsRequest) -> pb.ListTenantsResponse:
+        return pb.ListTenantsResponse(items=[_tenant(tenant) for tenant in await self._tenants.all()])
+
+    async def _suspend_tenant(self, request: pb.SuspendTenantRequest) -> pb.Tenant:
+        return _tenant(await self._tenants.set_state(request.tenant, TenantState.SUSPENDED))
+
+    async def _resume_tenant(self, request: pb.ResumeTenantRequest) -> pb.Tenant:
+        return _tenant(await self._tenants.set_state(request.tenant, TenantState.ACTIVE))
+
+    async def _pin(self, request: pb.PinRequest) -> pb.Tenant:
+        return _tenant(await self._tenants.pin(request.tenant, list(request.allowed)))
+
+    async def _create_key(self, request: pb.CreateKeyRequest) -> pb.Key:
+        made = await self._tenants.create_key(request.tenant)
+        answer = _key(made.record)
+        answer.key = made.text
+        return answer
+
+    async def _list_keys(self, request: pb.ListKeysRequest) -> pb.ListKeysResponse:
+        return pb.ListKeysResponse(items=[_key(record) for record in await self._tenants.keys(request.tenant)])
+
+    async def _revoke_key(self, request: pb.RevokeKeyRequest) -> pb.Key:
+        return _key(await self._tenants.revoke_key(request.key_id))
+
+    async def _usage(self, request: pb.UsageRequest) -> pb.UsageResponse:
+        from_s, to_s = request.from_s, request.to_s
+        if not from_s and not to_s:
+            to_s = int(self._clock.wall_s()) + 1
+            from_s = to_s - _DEFAULT_USAGE_S
+        for param, value in (("from_s", from_s), ("to_s", to_s)):
+            if not 0 <= value <= _MAX_TIME_S:
+                raise MeshError(Code.INVALID_PARAMETER, param=param, hint="Seconds since 1970, UTC.")
+        if from_s >= to_s:
+            raise MeshError(Code.INVALID_PARAMETER, param="to_s", hint="The time must end after it begins.")
+        sums = await self._ledger.usage(await self._tenants.id_of(request.tenant), from_s, to_s)
+        return pb.UsageResponse(
+            items=[
+                pb.UsageItem(
+                    region=one.region,
+                    model=one.model,
+                    requests=one.requests,
+                    refused=one.refused,
+                    prompt_tokens=one.prompt_tokens,
+                    completion_tokens=one.completion_tokens,
+                )
+                for one in sums
+            ]
+        )
+
+    async def _explain_route(self, request: pb.ExplainRouteRequest) -> router_pb2.ExplainResponse:
+        return await self._routes.explain(await self._tenants.id_of(request.tenant), request.model)
+
+
+def _health(failed: Failed) -> Handler:
+    """This process answers. Whether the control store does is told by the calls that need it."""
+    servicer = health.HealthServicer()
+
+    async def check(message: object, context: Context) -> health_pb2.HealthCheckResponse:
+        _check(context)
+        await servicer.set(ADMIN, health_pb2.HealthCheckResponse.SERVING)
+        return await servicer.Check(message, context)
+
+    return unary(check, health_pb2.HealthCheckRequest.FromString, failed)
+
+
+def _check(context: Context) -> None:
+    identity = identity_of_grpc(context.auth_context())
+    if identity is None or identity.role is not Role.OPERATOR:
+        raise MeshError(Code.INVALID_API_KEY, hint="This port is for the operator's certificate.")
+
+
+def _tenant(tenant: NamedTenant) -> pb.Tenant:
+    policy = tenant.policy
+    return pb.Tenant(
+        tenant=policy.tenant,
+        name=tenant.name,
+        home=policy.home,
+        allowed=sorted(policy.allowed),
+        transfer=policy.transfer,
+        state=policy.state,
+        revision=policy.revision,
+    )
+
+
+def _key(record: KeyRecord) -> pb.Key:
+    return pb.Key(
+        tenant=record.key.tenant,
+        key_id=record.key.key_id,
+        created_at=_rfc3339(record.created_s),
+        revoked_at="" if record.revoked_s is None else _rfc3339(record.revoked_s),
+    )
+
+
+def _rfc3339(seconds: int) -> str:
+    return datetime.fromtimestamp(min(max(seconds, 0), _MAX_TIME_S), UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,181 @@
+"""Tenants and keys of one home: the ledger knows their names, the control store their policies.
+
+A new tenant is first an account that is not ready, with the random part of its id; then a record in the control store;
+then a ready account. Whoever creates the same name again goes on where it stopped, with the same id: the name and the
+record cannot part ways. While the store is away nothing is begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from mesh.admin.names import checked_allowed, checked_name, checked_transfer
+from mesh.control.changes import Changes, Outcome
+from mesh.control.hashing import KeyHasher
+from mesh.control.records import NONCE_BYTES, KeyRecord, TenantRecord, is_tenant_id, tenant_id
+from mesh.errors import Code, MeshError
+from mesh.ledger import Account, AccountExistsError, Ledger
+from mesh.policy.bundle import TenantPolicy
+from mesh.policy.keys import make_key
+from mesh.ports import Clock, Entropy
+from mesh.types import Here, KeyId, TenantId, TenantState
+
+_KEY_BYTES = 48
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTenant:
+    """A tenant's policy with its name; empty where the ledger has none."""
+
+    policy: TenantPolicy
+    name: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key's record and, this once, the key itself."""
+
+    record: KeyRecord
+    text: str = field(repr=False)
+
+
+class Tenants:
+    """What an operator may do with the tenants whose home is here.
+
+    Every method raises MeshError; its code is the contract's.
+    """
+
+    def __init__(
+        self,
+        *,
+        here: Here,
+        ledger: Ledger,
+        changes: Changes,
+        hasher: KeyHasher,
+        mac_secret: bytes,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> None:
+        self._here = here
+        self._ledger = ledger
+        self._changes = changes
+        self._hasher = hasher
+        self._mac_secret = mac_secret
+        self._clock = clock
+        self._entropy = entropy
+        self._creating = asyncio.Lock()
+
+    async def create(self, name: str, allowed: list[str], transfer: str) -> NamedTenant:
+        """Makes a tenant, or finishes making it."""
+        name = checked_name(name)
+        pin, moves = checked_allowed(allowed, self._here.jurisdiction), checked_transfer(transfer)
+        # One at a time: of two that want the same name, the second must find the first one's finished.
+        async with self._creating:
+            account = await self._ledger.account_named(name)
+            if account is not None and account.ready:
+                raise MeshError(Code.TENANT_EXISTS, param="name")
+            if account is None:
+                account = await self._begin(name)
+            outcome = await self._changes.create_tenant(account.nonce, pin, moves)
+            await self._ledger.set_ready(account.tenant)
+        policy = outcome.tenant.policy
+        if (policy.allowed, policy.transfer) != (pin, moves):
+            # An earlier attempt, whose answer was lost, had made it with another pin.
+            raise MeshError(Code.TENANT_EXISTS, param="name")
+        return NamedTenant(policy, name)
+
+    async def find(self, tenant: str) -> NamedTenant:
+        """A tenant by name or id."""
+        known, account = await self._known(tenant)
+        record = await self._changes.tenant(known)
+        if account is not None and not account.ready:
+            await self._ledger.set_ready(account.tenant)
+        return NamedTenant(record.policy, account.name if account else "")
+
+    async def all(self) -> list[NamedTenant]:
+        """Every tenant of this home, by name."""
+        names = {account.tenant: account.name for account in await self._ledger.accounts()}
+        found = [
+            NamedTenant(record.policy, names.get(record.policy.tenant, "")) for record in await self._changes.tenants()
+        ]
+        return sorted(found, key=lambda tenant: (tenant.name, tenant.policy.tenant))
+
+    async def set_state(self, tenant: str, state: TenantState) -> NamedTenant:
+        """Suspends or resumes a tenant."""
+        known, account = await self._known(tenant)
+        return _named(await self._changes.set_state(known, state), account)
+
+    async def pin(self, tenant: str, allowed: list[str]) -> NamedTenant:
+        """Sets the jurisdictions that a tenant allows."""
+        pin = checked_allowed(allowed, self._here.jurisdiction)
+        known, account = await self._known(tenant)
+        return _named(await self._changes.set_allowed(known, pin), account)
+
+    async def create_key(self, tenant: str) -> NewKey:
+        """Makes a key."""
+        record = await self._record(tenant)
+        key = make_key(self._here.jurisdiction, self._entropy.token(_KEY_BYTES), self._mac_secret)
+        hashed = await self._hasher.hash(key.text)
+        outcome = await self._changes.create_key(record.policy.tenant, key.key_id, hashed)
+        return NewKey(_key(outcome), key.text)
+
+    async def keys(self, tenant: str) -> tuple[KeyRecord, ...]:
+        """A tenant's keys, oldest first."""
+        record = await self._record(tenant)
+        return await self._changes.keys(record.policy.tenant)
+
+    async def revoke_key(self, key_id: str) -> KeyRecord:
+        """Ends a key for good."""
+        return _key(await self._changes.revoke_key(KeyId(key_id)))
+
+    async def id_of(self, tenant: str) -> TenantId:
+        """The id of a tenant of any home by id, or of this home by name."""
+        return (await self._known(tenant))[0]
+
+    async def _begin(self, name: str) -> Account:
+        """The account of a tenant that is not made yet. Nothing is begun while the store is away."""
+        nonce = self._entropy.token(NONCE_BYTES)
+        tenant = tenant_id(self._here.region, nonce)
+        await self._changes.check()
+        account = Account(
+            tenant=tenant,
+            home=self._here.region,
+            name=name,
+            nonce=nonce,
+            created_s=int(self._clock.wall_s()),
+            ready=False,
+        )
+        try:
+            await self._ledger.add_account(account)
+        except AccountExistsError:
+            raise MeshError(Code.TENANT_EXISTS, param="name") from None
+        return account
+
+    async def _record(self, tenant: str) -> TenantRecord:
+        known, _ = await self._known(tenant)
+        return await self._changes.tenant(known)
+
+    async def _known(self, tenant: str) -> tuple[TenantId, Account | None]:
+        """The id behind a name or an id, and the account where there is one."""
+        if is_tenant_id(tenant):
+            return TenantId(tenant), await self._ledger.account(TenantId(tenant))
+        try:
+            account = await self._ledger.account_named(checked_name(tenant))
+        except MeshError as error:
+            if error.code is not Code.INVALID_PARAMETER:
+                raise
+            account = None  # no tenant has such a name
+        if account is None:
+            raise MeshError(Code.TENANT_NOT_FOUND, param="tenant")
+        return account.tenant, account
+
+
+def _named(outcome: Outcome, account: Account | None) -> NamedTenant:
+    return NamedTenant(outcome.tenant.policy, account.name if account else "")
+
+
+def _key(outcome: Outcome) -> KeyRecord:
+    if outcome.key is None:
+        raise MeshError(Code.KEY_NOT_FOUND)
+    return outcome.key
