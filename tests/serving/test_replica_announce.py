@@ -26,17 +26,6 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lab_pki(tmp_path_factory.mktemp("pki"))
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module", autouse=True)
-async def one_loop(anyio_backend: str) -> AsyncGenerator[None]:
-    """One loop for all tests: grpc has one poller a process, and fails where an event's loop was closed before."""
-    yield  # noqa: PT022 - while it is suspended, the loop lives
-
-
 class Announced:
     """An announcer at work, and what it says of itself."""
 
