@@ -26,13 +26,14 @@ def main() -> int:
     parser.add_argument("--region", required=True)
     parser.add_argument("--gateway", required=True)
     options = parser.parse_args()
+    status = 0
     try:
         uvloop.run(_run(options.config, RegionId(options.region), options.gateway))
     except* MeshError as group:
         for error in _leaves(group):
             print(str(error), file=sys.stderr)  # noqa: T201 - our own words, for the operator who starts it
-        return 1
-    return 0
+        status = 1
+    return status
 
 
 async def _run(config: Path, region_id: RegionId, gateway_id: str) -> None:

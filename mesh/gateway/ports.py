@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mesh.errors import MeshError
 from mesh.settings import Address
@@ -37,19 +37,18 @@ class HopHead:
     trace: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Relayed:
-    """How an answer ended.
+class Relayed(Protocol):
+    """How an answer ended."""
 
-    Attributes:
-        usage: Tokens seen, also when it was cut off.
-        began: Whether a byte of it reached the client's door: then nothing can be tried again.
-        fault: None when it is whole. With `began`, the door has already told the client.
-    """
+    @property
+    def began(self) -> bool:
+        """Whether a byte of it reached the client: then nothing can be tried again."""
+        ...
 
-    usage: Usage
-    began: bool
-    fault: MeshError | None
+    @property
+    def fault(self) -> MeshError | None:
+        """None when it is whole."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +96,18 @@ class Hop(Protocol):
         ...
 
 
-class Hops(Protocol):
+H = TypeVar("H", bound=Hop)
+H_co = TypeVar("H_co", bound=Hop, covariant=True)
+H_contra = TypeVar("H_contra", bound=Hop, contravariant=True)
+P = TypeVar("P", bound=Parcel)
+P_co = TypeVar("P_co", bound=Parcel, covariant=True)
+P_contra = TypeVar("P_contra", bound=Parcel, contravariant=True)
+
+
+class Hops(Protocol[P_contra, H_co]):
     """The way to replicas and to other regions' gateways."""
 
-    async def to_replica(self, to: Address, parcel: Parcel, head: HopHead) -> Hop:
+    async def to_replica(self, to: Address, parcel: P_contra, head: HopHead) -> H_co:
         """Sends a parcel to a replica of this region.
 
         Raises:
@@ -108,7 +115,7 @@ class Hops(Protocol):
         """
         ...
 
-    async def to_peer(self, region: RegionId, to: Address, parcel: Parcel, head: HopHead) -> Hop:
+    async def to_peer(self, region: RegionId, to: Address, parcel: P_contra, head: HopHead) -> H_co:
         """Sends a parcel to a gateway of another region, which must prove to be of that region.
 
         Raises:
@@ -117,7 +124,7 @@ class Hops(Protocol):
         ...
 
 
-class Exchange(Protocol):
+class Exchange(Protocol[P_co, H_contra]):
     """One call at a door, from its headers to its last byte.
 
     A client that hangs up cancels the task that serves it; a `MeshError` that leaves the story is told to the client.
@@ -157,7 +164,7 @@ class Exchange(Protocol):
         ...
 
     @property
-    def parcel(self) -> Parcel:
+    def parcel(self) -> P_co:
         """The body, once it was received."""
         ...
 
@@ -171,12 +178,12 @@ class Exchange(Protocol):
         """
         ...
 
-    async def relay(self, hop: Hop, head: AnswerHead) -> Relayed:
+    async def relay(self, hop: H_contra, head: AnswerHead) -> Relayed:
         """Moves the answer from a hop to the client, until it ends."""
         ...
 
 
-class ForwardedExchange(Protocol):
+class ForwardedExchange(Protocol[P_co, H_contra]):
     """A call that another region's gateway sent on. Otherwise as `Exchange`."""
 
     @property
@@ -219,7 +226,7 @@ class ForwardedExchange(Protocol):
         ...
 
     @property
-    def parcel(self) -> Parcel:
+    def parcel(self) -> P_co:
         """The body, once it was received."""
         ...
 
@@ -227,6 +234,6 @@ class ForwardedExchange(Protocol):
         """Does nothing."""
         ...
 
-    async def relay(self, hop: Hop, head: AnswerHead) -> Relayed:
+    async def relay(self, hop: H_contra, head: AnswerHead) -> Relayed:
         """Moves the frames from a replica to the sender, until they end."""
         ...

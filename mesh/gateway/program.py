@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NoReturn
 
 from mesh import tls
 from mesh.control.etcd import EtcdStore
@@ -17,7 +19,7 @@ from mesh.gateway.atlas import atlas_of, peers_of
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Settled
 from mesh.gateway.story import Story
-from mesh.http1 import Pool, Server, listen
+from mesh.http1 import Pool, listen
 from mesh.ledger import Ledger, UsageRecord, open_ledger
 from mesh.policy.bundle import PolicyBook
 from mesh.ports import Clock, Entropy, TaskFactory
@@ -28,7 +30,7 @@ from mesh.transport.border import Border, BorderWatch
 from mesh.transport.fleet_hub import FleetHub
 from mesh.transport.grpc_door import GrpcDoor
 from mesh.transport.grpc_server import GrpcServer, listen_grpc
-from mesh.transport.hops import HttpHops
+from mesh.transport.hops import FrameHop, HttpHops, Sealed
 from mesh.transport.http_door import HttpDoor
 from mesh.transport.inspection import Inspect, PolicySeen
 from mesh.transport.openapi import document
@@ -117,14 +119,17 @@ class GatewayProgram:
                     tasks.spawn(self._serve_operator(), "operator-port")
                     self._doors_open = True
                     self._log.info("gateway.ready", port=self._gateway.http.port, pid=self._pid)
-                    await stop.wait()
-                    self._doors_open = False
-                    self._log.info("gateway.draining")
-                    await drain()
-                    raise _Drained
+                    await self._until_drained(stop, drain)
             except* _Drained:
                 # The group's tasks run for ever; this is how it ends.
                 self._log.info("gateway.stopped")
+
+    async def _until_drained(self, stop: asyncio.Event, drain: Callable[[], Awaitable[None]]) -> NoReturn:
+        await stop.wait()
+        self._doors_open = False
+        self._log.info("gateway.draining")
+        await drain()
+        raise _Drained
 
     def ready(self) -> tuple[bool, list[Code]]:
         """Whether calls can be served, and the codes that they would get if not."""
@@ -134,7 +139,7 @@ class GatewayProgram:
 
     def _story(
         self, fleet: Callable[[], Fleet], hops: HttpHops, hasher: KeyHasher, ledger: Ledger
-    ) -> tuple[Story, Answers]:
+    ) -> tuple[Story[Sealed, FrameHop], Answers]:
         settings, here, clock = self._settings, self._here, self._clock
         atlas = atlas_of(settings, here.region)
         keyring = Keyring(
@@ -162,7 +167,7 @@ class GatewayProgram:
         return story, answers
 
     async def _open_doors(
-        self, stack: AsyncExitStack, story: Story, answers: Answers, hub: FleetHub
+        self, stack: AsyncExitStack, story: Story[Sealed, FrameHop], answers: Answers, hub: FleetHub
     ) -> Callable[[], Awaitable[None]]:
         """Opens the doors; what it returns closes them for new calls and lets those that run end."""
         settings, here, gateway = self._settings, self._here, self._gateway
@@ -219,7 +224,7 @@ class GatewayProgram:
 
     @asynccontextmanager
     async def _listen_internal(self, answers: Answers, hub: FleetHub) -> AsyncGenerator[GrpcServer]:
-        """`Fleet`, `Border` and `Inspect`: a server of its own, since a gRPC server serves all it has on all its ports."""
+        """`Fleet`, `Border` and `Inspect`: a server of its own, since a gRPC server serves all it has on each port."""
         settings, region = self._settings, self._here.region
         border = Border(here=region, regions=settings.regions, replicas=hub.replicas, clock=self._clock)
         inspect = Inspect(
@@ -245,9 +250,8 @@ class GatewayProgram:
 
     async def _serve_operator(self) -> None:
         address = self._gateway.operator
-        private = (
-            None if is_loopback(address) else tls.server_context(self._settings.pki, self._here.region, Role.GATEWAY)
-        )
+        loopback = ipaddress.ip_address(address.host).is_loopback
+        private = None if loopback else tls.server_context(self._settings.pki, self._here.region, Role.GATEWAY)
         await serve_operator(address, ready=self.ready, metrics=self._telemetry.prometheus, tls=private)
 
     def _policy_seen(self) -> PolicySeen:

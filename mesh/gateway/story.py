@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import LiteralString, Protocol
+from typing import Generic, LiteralString, Protocol
 
 from mesh.errors import Code, MeshError
 from mesh.gateway.keyring import Keyring
-from mesh.gateway.ports import Exchange, ForwardedExchange, Hop, HopHead, Hops, Relayed, Settled
+from mesh.gateway.ports import Exchange, ForwardedExchange, H, HopHead, Hops, P, Settled
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.decide import Deny, Permit, decide, decide_forwarded
 from mesh.ports import Clock
@@ -62,7 +62,7 @@ class _Account:
     served_elsewhere: bool = False
 
 
-class Story:
+class Story(Generic[P, H]):
     """Serves calls: those of clients by `serve`, those of other regions' gateways by `serve_forwarded`."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Story:
         book: PolicyBook,
         keyring: Keyring,
         fleet: Callable[[], Fleet],
-        hops: Hops,
+        hops: Hops[P, H],
         peers: Mapping[RegionId, Sequence[Address]],
         settle: Callable[[Settled], None],
         start_span: StartSpan,
@@ -96,7 +96,7 @@ class Story:
         self._coin = coin
         self._max_body_bytes = max_body_bytes
 
-    async def serve(self, exchange: Exchange) -> None:
+    async def serve(self, exchange: Exchange[P, H]) -> None:
         """Serves a client's call.
 
         Raises:
@@ -121,7 +121,7 @@ class Story:
         finally:
             self._record(exchange, account, code, entry=self._here.region)
 
-    async def serve_forwarded(self, exchange: ForwardedExchange) -> None:
+    async def serve_forwarded(self, exchange: ForwardedExchange[P, H]) -> None:
         """Serves a call that another region's gateway sent on, here or not at all.
 
         Raises:
@@ -180,7 +180,12 @@ class Story:
     # --- read, choose, move
 
     async def _carry(
-        self, exchange: Exchange | ForwardedExchange, permit: Permit, account: _Account, *, forwarded: bool = False
+        self,
+        exchange: Exchange[P, H] | ForwardedExchange[P, H],
+        permit: Permit,
+        account: _Account,
+        *,
+        forwarded: bool = False,
     ) -> None:
         facts = await exchange.receive(self._max_body_bytes)
         model = self._model(permit, facts, exchange.operation, forwarded=forwarded)
@@ -198,25 +203,26 @@ class Story:
                 revision=permit.revision,
             )
             await exchange.admitted(head)
-            relayed = await self._attempt(exchange, route, permit, facts, model, head, account)
-            if relayed.fault is None:
+            began, failed = await self._attempt(exchange, route, permit, facts, model, head, account)
+            if failed is None:
                 return
-            fault = relayed.fault
-            if relayed.began or fault.code not in _TRY_AGAIN:
+            fault = failed
+            if began or fault.code not in _TRY_AGAIN:
                 raise fault
             tried.add(route.replica.id if isinstance(route, Local) else route.region)
         raise fault
 
     async def _attempt(
         self,
-        exchange: Exchange | ForwardedExchange,
+        exchange: Exchange[P, H] | ForwardedExchange[P, H],
         route: Local | Remote,
         permit: Permit,
         facts: Facts,
         model: ModelId,
         head: AnswerHead,
         account: _Account,
-    ) -> Relayed:
+    ) -> tuple[bool, MeshError | None]:
+        """Whether a byte reached the client, and what went wrong."""
         left_s = exchange.timeout_s - (self._clock.now_s() - account.began_s)
         hop_head = HopHead(
             request_id=exchange.request_id,
@@ -227,22 +233,24 @@ class Story:
             timeout_s=max(0.001, left_s),
             trace=account.span.traceparent,
         )
-        hop: Hop | None = None
+        hop: H | None = None
         account.served_elsewhere = False
         try:
             hop = await self._send(route, exchange, hop_head)
             account.served_elsewhere = isinstance(route, Remote)
             relayed = await exchange.relay(hop, head)
         except MeshError as error:
-            return Relayed(usage=Usage(), began=False, fault=error)
+            return False, error
         finally:
             if hop is not None:
                 account.usage = hop.usage
                 account.first_byte_s = hop.first_byte_s
                 hop.close()
-        return relayed
+        return relayed.began, relayed.fault
 
-    async def _send(self, route: Local | Remote, exchange: Exchange | ForwardedExchange, head: HopHead) -> Hop:
+    async def _send(
+        self, route: Local | Remote, exchange: Exchange[P, H] | ForwardedExchange[P, H], head: HopHead
+    ) -> H:
         match route:
             case Local(replica):
                 host, _, port = replica.address.rpartition(":")
@@ -282,7 +290,9 @@ class Story:
 
     # --- settle
 
-    def _record(self, exchange: Exchange | ForwardedExchange, account: _Account, code: str, *, entry: RegionId) -> None:
+    def _record(
+        self, exchange: Exchange[P, H] | ForwardedExchange[P, H], account: _Account, code: str, *, entry: RegionId
+    ) -> None:
         with account.span as span:
             span.set("mesh.request_id", exchange.request_id)
             span.set("mesh.door", exchange.door)

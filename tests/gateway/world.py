@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from mesh.errors import Code, MeshError
 from mesh.gateway.answers import Answers
 from mesh.gateway.keyring import Keyring
-from mesh.gateway.ports import Hop, HopHead, Parcel, Relayed, Settled
+from mesh.gateway.ports import Hop, HopHead, Parcel, Settled
 from mesh.gateway.story import Story
 from mesh.policy.bundle import PolicyBook, TenantKey, TenantPolicy
 from mesh.policy.keys import make_key
@@ -97,6 +97,14 @@ class CountingHasher:
 
 
 @dataclass
+class Relayed:
+    """How a scripted answer ended."""
+
+    began: bool
+    fault: MeshError | None
+
+
+@dataclass
 class ScriptedHop:
     """An answer: tokens used, whether a byte of it was shown, how it ended; or it never ends."""
 
@@ -171,7 +179,7 @@ class Call:
         if hop.endless:
             await asyncio.Event().wait()
         fault = None if hop.fault is None else MeshError(hop.fault)
-        return Relayed(usage=hop.usage, began=hop.began, fault=fault)
+        return Relayed(began=hop.began, fault=fault)
 
 
 def replica(name: str, model: str = "chat", **changes: int) -> Replica:
