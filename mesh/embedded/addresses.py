@@ -5,7 +5,7 @@ cache keeps a user's homes apart, also those that do not run now.
 
     127.N.0.9:2379        etcd (2380 its peers)
     127.N.i.1             region i: http 8443, grpc 8444, internal 8445, admin 8446, peer 8447, operator 9090
-    127.0.0.1:B+100(i-1)  region i: Ray; 9 fixed ports, 80 of workers
+    127.0.0.1:B+50(i-1)   region i: Ray; 9 fixed ports, 40 of workers
 
 Never 127.0.0.1:2379: a packaged etcd listens there in clear text.
 """
@@ -29,10 +29,10 @@ from mesh.types import RegionId
 
 _NETWORKS = range(1, 255)
 _RAY_HOST = "127.0.0.1"
-_RAY_BASES = range(20_000, 32_000, 1_000)
+_RAY_BASES = range(20_000, 32_400, 400)
 """Below the ports that the kernel hands out to clients (32768 on)."""
-_RAY_BLOCK = 100
-_RAY_WORKERS = range(20, 100)
+_RAY_BLOCK = 50
+_RAY_WORKERS = range(10, 50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,22 +185,20 @@ def taken(addresses: Iterable[Address]) -> list[Address]:
 
 
 def _pick(others: Sequence[Addresses], regions: Sequence[RegionId]) -> Addresses:
-    instance = uuid.uuid4().hex
-    networks = [n for n in _NETWORKS if n not in {other.network for other in others}]
-    bases = [b for b in _RAY_BASES if b not in {other.ray_base for other in others}]
-    for network, base in _pairs(networks, bases):
-        candidate = Addresses(instance, network, base, tuple(regions))
-        if not taken(candidate.listeners(regions)):
-            return candidate
-    raise MeshError(
-        Code.START_FAILED, hint="No free network in 127.0.0.0/8, or no 1,000 free ports from 20000 on, for this home."
-    )
-
-
-def _pairs(networks: Sequence[int], bases: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Each base with the next network: what is taken in one pair says little of the next."""
-    for i in range(len(networks) if bases else 0):
-        yield networks[i], bases[i % len(bases)]
+    """Free places; those that another home keeps, though it does not run now, only where there are no others."""
+    instance, order = uuid.uuid4().hex, tuple(regions)
+    networks = sorted(_NETWORKS, key=lambda n: n in {other.network for other in others})
+    bases = sorted(_RAY_BASES, key=lambda b: b in {other.ray_base for other in others})
+    for network in networks:
+        served = Addresses(instance, network, bases[0], order)
+        if taken(one for one in served.listeners(regions) if one.host != _RAY_HOST):
+            continue
+        for base in bases:
+            picked = Addresses(instance, network, base, order)
+            if not taken(one for one in picked.listeners(regions) if one.host == _RAY_HOST):
+                return picked
+        raise MeshError(Code.START_FAILED, hint=f"No {_RAY_BASES.step} free ports from {_RAY_BASES.start} on for Ray.")
+    raise MeshError(Code.START_FAILED, hint="No free network in 127.0.0.0/8.")
 
 
 def _free(address: Address) -> bool:

@@ -204,6 +204,8 @@ def _join(
     progress(f"a mesh with these regions runs here already (pid {running['pid']})")
     while (running := _wait_for_hello(place))["state"] == "starting":
         time.sleep(_POLL_S)
+    if running["state"] == "stopping":
+        raise MeshError(Code.START_FAILED, hint="It was ended while it started.")
     now = status(place.path)
     if ready is not None:
         ready(now)

@@ -36,6 +36,12 @@ def test_homes_do_not_share_addresses_whether_they_run_or_not(tmp_path: Path) ->
     assert len({one.instance for one in picked}) == 4
 
 
+def test_more_homes_than_places_share_those_that_are_free(tmp_path: Path) -> None:
+    picked = [addresses_of(home(tmp_path / str(i)), tmp_path / "cache", (VN,)) for i in range(40)]
+    assert len({one.network for one in picked}) == 40
+    assert 20 < len({one.ray_base for one in picked}) < 40
+
+
 def test_a_place_that_is_listened_on_is_not_picked(tmp_path: Path) -> None:
     first = addresses_of(home(tmp_path / "a"), tmp_path / "cache", REGIONS)
     with socket.create_server((first.etcd.host, first.etcd.port)):
