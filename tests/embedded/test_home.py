@@ -1,6 +1,7 @@
 """A home's folder, addresses and settings."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def test_more_homes_than_places_share_those_that_are_free(tmp_path: Path) -> Non
 
 
 def test_a_place_that_is_listened_on_is_not_picked(tmp_path: Path) -> None:
-    first = addresses_of(home(tmp_path / "a"), tmp_path / "cache", REGIONS)
+    # In the user's own registry, so that no mesh that starts meanwhile takes these.
+    first = addresses_of(home(tmp_path / "a"), cache_folder(os.environ), REGIONS)
     with socket.create_server((first.etcd.host, first.etcd.port)):
         assert taken(first.listeners(REGIONS)) == [first.etcd]
         other = addresses_of(home(tmp_path / "b"), tmp_path / "other-cache", REGIONS)

@@ -48,7 +48,7 @@ class Lab:
 async def lab(folder: Path) -> AsyncGenerator[Lab]:
     home = Home(folder / "home")
     home.make()
-    addresses = addresses_of(home, folder / "cache", places(catalogue()))
+    addresses = addresses_of(home, cache_folder(os.environ), places(catalogue()))
     make_pki(home.pki, {VN: [addresses.of(VN).host]}, [addresses.etcd.host])
     with children() as own:
         roll = Roll(addresses.instance)
