@@ -105,7 +105,7 @@ class Replica:
         return sum(stats.running + stats.queued for _, stats in self._host.states().values())
 
     def fault(self) -> str | None:
-        """The model that will never serve again in this process, if there is one."""
+        """The model that will never serve again in this process, if there is one. After `run` that is all of them."""
         return self._host.dead()
 
     def stop(self) -> None:
@@ -236,12 +236,19 @@ async def serve_until_signal(place: Place, make: EngineFactory, log: Log) -> boo
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, replica.stop)
+    all_alive = True
+
+    def died() -> None:
+        nonlocal all_alive
+        all_alive = False
+        replica.stop()
+
     try:
-        await replica.run(lambda: None, replica.stop)
+        await replica.run(lambda: None, died)
     except MeshError as error:
         failed = error
     else:
-        return replica.fault() is None
+        return all_alive
     log.error("replica.failed", code=failed.code.value)
     return False
 

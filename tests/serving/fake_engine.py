@@ -89,6 +89,7 @@ class FakeEngine:
 
     def stop(self) -> None:
         self.stopped = True
+        self.fault = "Stopped"
 
     def submit(self, generations: Sequence[Generation]) -> list[FakeStream]:
         if self.fault is not None:

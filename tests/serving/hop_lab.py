@@ -30,6 +30,7 @@ class HopClient:
     async def open(self, operation: str, body: dict[str, Any], **headers: str) -> Response:
         """The head of an answer."""
         said = {
+            "host": internal_name(Role.REPLICA, VN),
             "content-type": "application/json",
             "mesh-request-id": "0123456789abcdef",
             "mesh-tenant": "t_aaaaaaaaaaaaaaaa",
@@ -52,7 +53,7 @@ class HopClient:
         """All frames of an answer."""
         response = await self.open(operation, body, **headers)
         try:
-            assert response.status == 200
+            assert response.status == 200, (response.status, await response.read())
             return [frame async for frame in frames(response)]
         finally:
             response.close()

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,34 +43,44 @@ def log_of() -> Log:
 
 
 class Engines:
-    """Makes fakes and keeps them."""
+    """Makes fakes and keeps them. The broken one breaks when `go` is set."""
 
     def __init__(self, broken: str | None = None) -> None:
         self.broken = broken
+        self.go = threading.Event()
         self.made: dict[str, FakeEngine] = {}
 
     def make(self, model: Model) -> FakeEngine:
         if model.id == self.broken:
+            self.go.wait()
             raise RuntimeError("canary")
         engine = FakeEngine(ModelKind.EMBEDDING if model.id == EMBEDDING else ModelKind.CHAT)
         self.made[model.id] = engine
         return engine
 
 
+async def failure(replica: Replica) -> MeshError:
+    with pytest.raises(MeshError) as caught:
+        await replica.run(lambda: pytest.fail("it was never ready"), lambda: None)
+    return caught.value
+
+
 async def test_a_model_that_does_not_start_is_dead_and_the_process_ends(pki: Path) -> None:
     gateway, engines = FleetGateway(), Engines(broken=EMBEDDING)
     async with gateway.listening(pki) as address:
         replica = Replica(place_of(pki, address), engines.make, SystemClock(), log_of())
-        with pytest.raises(MeshError) as caught:
-            await replica.run(lambda: pytest.fail("it was never ready"), lambda: None)
-        assert caught.value.code is Code.START_FAILED
-        assert "canary" not in caught.value.message
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(failure(replica))
+            await gateway.states(CHAT, pb.REPLICA_STATE_READY)
+            engines.go.set()
+        error = running.result()
+        assert error.code is Code.START_FAILED
+        assert "canary" not in error.message
         assert any(
             row.model == EMBEDDING and row.state == pb.REPLICA_STATE_DEAD
             for report in gateway.reports
             for row in report.models
         )
-    assert replica.fault() == EMBEDDING
     assert engines.made[CHAT].stopped
 
 
