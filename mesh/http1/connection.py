@@ -227,6 +227,10 @@ class Connection(Channel):
             self._last = True
         return not self._last
 
+    def leave(self) -> None:
+        """No other request follows."""
+        self._last = True
+
     async def answer(self, data: bytes, body: bytes = b"") -> None:
         """Hands a piece of the answer over."""
         if len(body) < SLICE_BYTES:

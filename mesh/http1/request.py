@@ -34,6 +34,10 @@ class Line(Protocol):
         """Decides whether another request may follow this one's answer."""
         ...
 
+    def leave(self) -> None:
+        """No other request follows."""
+        ...
+
     async def answer(self, data: bytes, body: bytes = b"") -> None:
         """Hands a piece of the answer over."""
         ...
@@ -95,6 +99,10 @@ class Request:
             raise RuntimeError("a body is read once")
         self._received = True
         return await self._line.receive_body(self._head, limit_bytes)
+
+    def last(self) -> None:
+        """Makes the answer the connection's last one; called before it begins."""
+        self._line.leave()
 
     async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Answers in one piece. Framing headers are added here and are not to be passed.

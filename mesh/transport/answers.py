@@ -62,7 +62,7 @@ def error_answer(error: MeshError, request_id: RequestId, here: Here) -> tuple[i
         headers.append((b"allow", ", ".join(error.methods).encode()))
     if error.code is Code.RESIDENCY_REFUSED:
         bases = ", ".join(f"{endpoint.http}/v1" for endpoint in error.allowed)
-        headers += [(b"mesh-allowed-endpoints", bases.encode()), (b"connection", b"close")]
+        headers.append((b"mesh-allowed-endpoints", bases.encode()))
     return error.row.http, headers, error_body(error)
 
 

@@ -63,6 +63,8 @@ class HttpDoor:
                 await request.write(error_event(error))
                 await request.end()
             else:
+                if error.code is Code.RESIDENCY_REFUSED:
+                    request.last()
                 await request.respond(*error_answer(error, request_id, self._here))
 
     def fault(self, error: MeshError, _: Request | None) -> tuple[int, Headers, bytes]:
