@@ -99,6 +99,7 @@ class _Mesh:
     stopping: asyncio.Event
     parts: dict[str, Part] = field(default_factory=dict)
     started: set[RegionId] = field(default_factory=set)
+    told: set[RegionId] = field(default_factory=set)
     up: bool = False
     weights: asyncio.Event = field(default_factory=asyncio.Event)
     callers: list[asyncio.Future[list[Row]]] = field(default_factory=list)
@@ -261,7 +262,7 @@ class _Mesh:
                         raise MeshError(Code.START_FAILED, hint=f"{given_up[0].fault}.")
                     if not samples and self.parts["etcd"].settled.is_set() and all(view.admins.values()):
                         samples = await self.samples()
-                    if samples and len(self.started) == len(self.plan.settings.regions):
+                    if samples and len(self.told) == len(self.plan.settings.regions):
                         break
                     await asyncio.sleep(_ASK_EVERY_S)
         except TimeoutError:
@@ -277,8 +278,9 @@ class _Mesh:
                 part.told = True
                 self.say({"progress": f"{part.name}: ready"})
         for region in self.plan.settings.regions.values():
-            if region.id not in self.started and is_ready(region, view):
+            if region.id not in self.told and is_ready(region, view):
                 self.started.add(region.id)
+                self.told.add(region.id)
                 self.say({"progress": f"region {region.id}: ready"})
 
     async def samples(self) -> bool:
