@@ -4,50 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 from mesh.control.etcd import EtcdStore, open_store, open_store_as_root
 from mesh.control.roles import set_up
 from mesh.control.store import Range
 from mesh.embedded.authority import make_pki
+from mesh.embedded.etcd_binary import find_etcd
 from mesh.runtime import SystemClock
 from mesh.types import RegionId, Role
 
 HOST = "127.0.0.1"
-CACHE = Path(__file__).parent.parent / ".mesh-test-cache" / "etcd"
+CACHE = Path(__file__).parent.parent / ".mesh-test-cache"
 
 
+@cache
 def etcd_binary() -> str:
-    """`etcd` on PATH, or of MESH_ETCD, or unpacked from Debian's package into the tests' cache."""
-    found = shutil.which("etcd") or os.environ.get("MESH_ETCD")
-    if found:
-        return found
-    cached = CACHE / "etcd"
-    if not cached.exists():
-        _unpack(cached)
-    return str(cached)
-
-
-def _unpack(cached: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        lists, cache = Path(scratch, "lists"), Path(scratch, "cache")
-        (lists / "partial").mkdir(parents=True)
-        (cache / "archives" / "partial").mkdir(parents=True)
-        apt = ["apt-get", "-q", "-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]
-        subprocess.run([*apt, "update"], check=True, cwd=scratch, capture_output=True)
-        subprocess.run([*apt, "download", "etcd-server"], check=True, cwd=scratch, capture_output=True)
-        (package,) = Path(scratch).glob("etcd-server*.deb")
-        subprocess.run(["dpkg-deb", "-x", package, "out"], check=True, cwd=scratch, capture_output=True)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        half = cached.with_name(f"etcd.{os.getpid()}")
-        shutil.copy2(Path(scratch, "out", "usr", "bin", "etcd"), half)
-        half.replace(cached)
+    """That of MESH_ETCD, else `etcd` on PATH, else Debian's package unpacked into the tests' cache."""
+    return os.environ.get("MESH_ETCD") or str(find_etcd(CACHE, os.environ, lambda *_: None))
 
 
 def free_port() -> int:

@@ -12,6 +12,8 @@ from mesh.admin.tenants import Tenants
 from mesh.control.changes import Changes
 from mesh.control.etcd import open_store
 from mesh.control.hashing import key_hasher
+from mesh.control.ops import sweep
+from mesh.control.store import Store, StoreError
 from mesh.ledger import open_ledger
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.settings import Region, Settings
@@ -22,6 +24,11 @@ from mesh.types import Here, Role
 DRAIN_S = 5.0
 """How long running calls may take to end when the admin is told to go."""
 _MESSAGE_BYTES = 256 * 1024
+_SWEEP_S = 3_600.0
+
+
+class _DrainedError(Exception):
+    """Told to go, and nothing runs any more."""
 
 
 class AdminProgram:
@@ -93,10 +100,26 @@ class AdminProgram:
             self._log.info("admin.ready", port=server.port)
             if started is not None:
                 started.set()
-            await stop.wait()
-            self._log.info("admin.draining")
-            await server.drain(DRAIN_S)
-        self._log.info("admin.stopped")
+            try:
+                async with self._tasks() as tasks:
+                    tasks.spawn(self._sweep(store), "op-sweeper")
+                    await stop.wait()
+                    self._log.info("admin.draining")
+                    await server.drain(DRAIN_S)
+                    raise _DrainedError  # noqa: TRY301 - it is caught around the group, not in it
+            except* _DrainedError:
+                # The group's task runs for ever; this is how it ends.
+                self._log.info("admin.stopped")
+
+    async def _sweep(self, store: Store) -> None:
+        while True:
+            try:
+                swept = await sweep(store, self._region.id, self._clock.wall_s())
+            except StoreError as error:
+                self._log.warning("admin.sweep_failed", error=type(error).__name__)
+            else:
+                self._log.info("admin.swept", count=swept)
+            await self._clock.sleep(_SWEEP_S)
 
     def _failed(self, error: BaseException) -> None:
         """Notes what nobody foresaw, by its class: its text may hold a name."""

@@ -7,11 +7,11 @@ was made. A change that changes nothing writes nothing.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from mesh.control import layout
+from mesh.control.ops import new_op_id
 from mesh.control.records import (
     KeyRecord,
     RecordError,
@@ -186,7 +186,7 @@ class Changes:
 
     async def _change(self, tenant: TenantId, key_id: KeyId | None, edit: Callable[[_Before], Outcome]) -> Outcome:
         """Reads, edits and commits, again while others change the same record, and until the outcome is known."""
-        op_at = layout.op_key(self._home, tenant, _op_id(self._clock, self._entropy))
+        op_at = layout.op_key(self._home, tenant, new_op_id(self._clock, self._entropy))
         deadline_s = self._clock.now_s() + DEADLINE_S
         sent: dict[Revision, Outcome] = {}
         lost = False
@@ -310,12 +310,3 @@ def _key_record(item: KeyValue) -> KeyRecord | None:
         return decode_key(at, item.value)
     except RecordError:
         return None
-
-
-def _op_id(clock: Clock, entropy: Entropy) -> str:
-    """A UUIDv7: its time is what its age is told by."""
-    random = int.from_bytes(entropy.token(10), "big")
-    number = (
-        int(clock.wall_s() * 1000) << 80 | 7 << 76 | (random >> 68 & 0xFFF) << 64 | 2 << 62 | random & ((1 << 62) - 1)
-    )
-    return str(uuid.UUID(int=number))

