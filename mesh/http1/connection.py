@@ -227,7 +227,7 @@ class Connection(Channel):
             self._last = True
         return not self._last
 
-    def leave(self) -> None:
+    def close_after(self) -> None:
         """No other request follows."""
         self._last = True
 

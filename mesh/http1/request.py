@@ -34,7 +34,7 @@ class Line(Protocol):
         """Decides whether another request may follow this one's answer."""
         ...
 
-    def leave(self) -> None:
+    def close_after(self) -> None:
         """No other request follows."""
         ...
 
@@ -102,7 +102,7 @@ class Request:
 
     def last(self) -> None:
         """Makes the answer the connection's last one; called before it begins."""
-        self._line.leave()
+        self._line.close_after()
 
     async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Answers in one piece. Framing headers are added here and are not to be passed.
