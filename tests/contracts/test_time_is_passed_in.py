@@ -14,6 +14,8 @@ FILES = sorted(
     for path in (ROOT / floor).rglob("*.py")
     if path.stem != "__main__"
 )
+# A program's start is its edge; hashing is a thread by nature, and enters a simulation at the `Hasher` protocol.
+FILES.remove(ROOT / "control" / "hashing.py")
 BANNED_MODULES = {"time", "random", "secrets", "threading"}
 BANNED_NAMES = {
     "asyncio": {"TaskGroup", "timeout", "timeout_at", "wait_for", "sleep", "create_task", "ensure_future", "run"},
