@@ -59,6 +59,8 @@ def ray_environment(token: Path) -> dict[str, str]:
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_maximum_startup_concurrency": "2",
+        # Ray's own 15 would starve a model beside anything else that runs; a little, so that a door answers first.
+        "RAY_worker_niceness": "5",
         "RAY_ROTATION_MAX_BYTES": str(_RAY_LOG_BYTES),
         "RAY_ROTATION_BACKUP_COUNT": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -79,7 +79,7 @@ def status_of(known: Known, view: View) -> Row:
     states = {row["state"] for row in regions}
     if known.stopping:
         state = MeshState.STOPPING
-    elif states == {MeshState.READY} and healthy:
+    elif states == {MeshState.READY} and not reasons:
         state = MeshState.READY
     elif MeshState.STARTING in states and not any(part.given_up for part in known.parts.values()):
         state = MeshState.STARTING
