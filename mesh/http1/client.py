@@ -390,6 +390,9 @@ class _Connection(Channel):
             if status == 101:
                 self._fail()
             return
+        if sum(len(name) + len(value) for name, value in self._headers) > _HEAD_BYTES:
+            self._fail()
+            return
         self._reusable = parser.should_keep_alive()
         self._head = Response(self, status, tuple(self._headers))
         if self._bodiless:

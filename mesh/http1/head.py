@@ -48,7 +48,7 @@ class Head:
 class HeadParser:
     """Takes one head off the front of a buffer, in as many pieces as it comes."""
 
-    __slots__ = ("_complete", "_headers", "_limits", "_line", "_parser", "_seen")
+    __slots__ = ("_complete", "_headers", "_keep_alive", "_limits", "_line", "_parser", "_seen")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -57,6 +57,7 @@ class HeadParser:
         self._line: re.Match[bytes] | None = None
         self._seen = 0
         self._complete = False
+        self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """From httptools."""
@@ -65,6 +66,8 @@ class HeadParser:
     def on_headers_complete(self) -> None:
         """From httptools."""
         self._complete = True
+        # Asked here: once a request without a body is whole, llhttp has forgotten.
+        self._keep_alive = self._parser.should_keep_alive()
 
     def feed(self, buffer: bytearray) -> Head | None:
         """The head, once `buffer` holds all of it; what follows it stays in `buffer`.
@@ -102,7 +105,7 @@ class HeadParser:
             raise MeshError(Code.MALFORMED_REQUEST)
         if len(self._headers) > self._limits.header_count:
             raise MeshError(Code.HEADERS_TOO_LARGE)
-        return _interpret(self._line, tuple(self._headers), keep_alive=self._parser.should_keep_alive())
+        return _interpret(self._line, tuple(self._headers), keep_alive=self._keep_alive)
 
 
 def _interpret(line: re.Match[bytes], headers: tuple[tuple[bytes, bytes], ...], *, keep_alive: bool) -> Head:

@@ -196,6 +196,11 @@ async def _door(
         await handler(request)
 
     async with listen(
-        noted, "127.0.0.1", 0, tls=server_tls, fault=fault, limits=Limits(**limits)  # pyright: ignore[reportArgumentType]
+        noted,
+        "127.0.0.1",
+        0,
+        tls=server_tls,
+        fault=fault,
+        limits=Limits(**limits),  # pyright: ignore[reportArgumentType]
     ) as server:
         yield Door(server, client_tls, seen)

@@ -143,7 +143,10 @@ ACCEPTED = {
     "chunk extension": (chunked(b'3;a="b c"\r\nabc\r\n0;x\r\n\r\n'), b"abc"),
     "trailers are dropped": (chunked(b"1\r\na\r\n0\r\nContent-Length: 7\r\nHost: b\r\n\r\n"), b"a"),
     "no chunk": (chunked(b"0\r\n\r\n"), b""),
-    "an upgrade is overlooked": (post(b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 3", body=b"abc"), b"abc"),
+    "an upgrade is overlooked": (
+        post(b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 3", body=b"abc"),
+        b"abc",
+    ),
     "value beyond ascii": (post("X: gr\u00fc\u00df".encode(), b"Content-Length: 1", body=b"a"), b"a"),
 }
 
