@@ -19,11 +19,11 @@ from mesh.gateway.atlas import atlas_of, peers_of
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Settled
 from mesh.gateway.story import Story
-from mesh.http1 import Pool, listen
+from mesh.http1 import Pool, Server, listen
 from mesh.ledger import Ledger, UsageRecord, open_ledger
 from mesh.policy.bundle import PolicyBook
 from mesh.ports import Clock, Entropy, TaskFactory
-from mesh.routing.fleet import Fleet
+from mesh.routing.fleet import Fleet, Replica
 from mesh.settings import Gateway, Settings
 from mesh.telemetry import Log, Telemetry
 from mesh.transport.border import Border, BorderWatch
@@ -207,12 +207,7 @@ class GatewayProgram:
                 fault=http_door.fault,
             )
         )
-        self._telemetry.gauge(
-            "mesh.door.connections",
-            "{connection}",
-            "Open connections of the HTTP door.",
-            lambda: http_server.connections,
-        )
+        self._show(http_server, hub)
 
         async def drain() -> None:
             await grpc_door.close()
@@ -253,6 +248,26 @@ class GatewayProgram:
         loopback = ipaddress.ip_address(address.host).is_loopback
         private = None if loopback else tls.server_context(self._settings.pki, self._here.region, Role.GATEWAY)
         await serve_operator(address, ready=self.ready, metrics=self._telemetry.prometheus, tls=private)
+
+    def _show(self, door: Server, hub: FleetHub) -> None:
+        """What the operator sees of this gateway beside its calls."""
+
+        def sequences(count: Callable[[Replica], int]) -> Callable[[], list[tuple[float, dict[str, str]]]]:
+            return lambda: [
+                (count(one), {"gen_ai.request.model": one.model, "mesh.replica": one.id}) for one in hub.replicas()
+            ]
+
+        gauge = self._telemetry.gauge
+        gauge("mesh.door.connections", "{connection}", "Open at the HTTP door.", lambda: door.connections)
+        gauge("mesh.replica.running", "{sequence}", "Running in a replica.", sequences(lambda one: one.running))
+        gauge("mesh.replica.queued", "{sequence}", "Waiting in a replica.", sequences(lambda one: one.queued))
+        gauge(
+            "mesh.policy.revision",
+            "{revision}",
+            "The control store's, as applied.",
+            lambda: self._policy_seen().applied,
+        )
+        gauge("mesh.policy.live", "1", "Whether the watch on policy is up.", lambda: int(self._policy_seen().live))
 
     def _policy_seen(self) -> PolicySeen:
         feed = self._feed

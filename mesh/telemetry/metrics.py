@@ -75,9 +75,6 @@ class Metrics:
         self._meter.create_observable_counter(
             "mesh.tokens", [self._tokens], unit="{token}", description="Tokens of prompts and answers."
         )
-        self._policy: tuple[int, float] | None = None
-        self.gauge("mesh.policy.revision", "{revision}", "The control store's revision applied here.", self._revision)
-        self.gauge("mesh.policy.age", "s", "How old the policy in use may be.", self._age)
         self.dropped = 0
         """Observations of gauges that were left out because of their attributes."""
 
@@ -115,10 +112,6 @@ class Metrics:
         self._duration.record(duration_s, attributes)
         if first_byte_s is not None:
             self._first_byte.record(first_byte_s, series.attributes)
-
-    def policy_applied(self, revision: int, age_s: float) -> None:
-        """Notes which revision of the control store is applied, and how long ago it was known to be the newest."""
-        self._policy = (revision, age_s)
 
     def gauge(self, name: str, unit: str, description: str, read: Gauge) -> None:
         """A gauge that is read when someone looks: `read` gives a number, or numbers with their attributes, quickly."""
@@ -159,12 +152,6 @@ class Metrics:
         for series in tuple(self._series.values()):
             yield Observation(series.prompt_tokens, series.input)
             yield Observation(series.completion_tokens, series.output)
-
-    def _revision(self) -> Iterable[tuple[float, Mapping[str, Value]]]:
-        return [(self._policy[0], {})] if self._policy else []
-
-    def _age(self) -> Iterable[tuple[float, Mapping[str, Value]]]:
-        return [(self._policy[1], {})] if self._policy else []
 
     def _seconds(self, name: str, description: str) -> Histogram:
         return self._meter.create_histogram(

@@ -72,10 +72,6 @@ class Telemetry:
         """Counts a call that ended; see `Metrics.request_finished`."""
         self._metrics.request_finished(operation, model, door, code, duration_s, first_byte_s, usage)
 
-    def policy_applied(self, revision: int, age_s: float) -> None:
-        """Notes the policy in use; see `Metrics.policy_applied`."""
-        self._metrics.policy_applied(revision, age_s)
-
     def gauge(self, name: LiteralString, unit: LiteralString, description: LiteralString, read: Gauge) -> None:
         """A gauge `mesh.*` that is read when someone looks; see `Metrics.gauge`."""
         self._metrics.gauge(name, unit, description, read)

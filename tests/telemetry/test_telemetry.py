@@ -45,9 +45,8 @@ def test_requests_are_counted_by_what_they_were() -> None:
 
 def test_instances_share_nothing() -> None:
     first, second = Telemetry("gateway", "vn-1", models=MODELS), Telemetry("gateway", "vn-1", models=MODELS)
-    first.policy_applied(7, 0.5)
+    first.gauge("mesh.policy.revision", "{revision}", "Applied.", lambda: 7)
     assert samples(first)["mesh_policy_revision", frozenset()] == 7
-    assert samples(first)["mesh_policy_age_seconds", frozenset()] == 0.5
     assert b"mesh_policy" not in second.prometheus()
     assert not any(family.name.startswith("mesh") for family in REGISTRY.collect())
 
@@ -67,7 +66,7 @@ def test_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "secret=word")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "other")
     telemetry = Telemetry("gateway", "vn-1")
-    telemetry.policy_applied(1, 0.0)
+    telemetry.gauge("mesh.replicas", "{replica}", "All.", lambda: 1)
     assert b"word" not in telemetry.prometheus()
     assert b'service_name="mesh-gateway"' in telemetry.prometheus()
 
