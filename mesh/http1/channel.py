@@ -242,12 +242,12 @@ class Channel(asyncio.Protocol):
 
     def close(self) -> None:
         """Closes once what was written has gone."""
-        if self._transport is not None:
+        if self._transport is not None and not self.lost:
             self._transport.close()
 
     def abort(self) -> None:
         """Closes now; what was written and not sent is lost."""
-        if self._transport is not None:
+        if self._transport is not None and not self.lost:
             self._transport.abort()
 
     def reset(self) -> None:

@@ -84,15 +84,14 @@ class Connection(Channel):
 
     def on_data(self) -> None:
         """Wakes whoever waits; while a handler computes, looks for the client's goodbye behind what it sent ahead."""
-        waiter, limit = self._waiter, self._limits.pipelined_bytes
+        waiter = self._waiter
         if waiter is not None:
             if not waiter.done():
                 waiter.set_result(True)
             return
         if not self._unread and self._phase is _Phase.HANDLER:
-            while len(self._buffer) <= limit and (data := self.pull()):
-                self._buffer += data
-        if self.unread_bytes + len(self._buffer) > limit:
+            self._look_ahead()
+        if self.unread_bytes + len(self._buffer) > self._limits.pipelined_bytes:
             self.hold()
 
     def on_dropped(self, size_bytes: int) -> None:
@@ -109,8 +108,10 @@ class Connection(Channel):
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(False)
         if not self.lost:
-            if self._phase is _Phase.CLOSING or self._request is None or self._request.whole:
+            if self._phase is _Phase.HANDSHAKE:
                 self.close()
+            elif self._request is None or self._request.whole:
+                self._finish()
             else:
                 self.abort()
 
@@ -146,6 +147,8 @@ class Connection(Channel):
         try:
             within_s, peer = self._limits.head_timeout_s, self._peer()
             while (head := await self._next_head(within_s)) is not None:
+                if self.ended:
+                    break  # it came together with the goodbye
                 await self._serve(Request(head, peer, self), head)
                 if self._last or self.ended:
                     break
@@ -201,6 +204,8 @@ class Connection(Channel):
         self._request = request
         self._unread = head.chunked or bool(head.content_length)
         self._last = not head.keep_alive
+        if not self._unread:
+            self._look_ahead()
         try:
             await self._server.handler(request)
             error = None if request.begun else MeshError(Code.INTERNAL_ERROR)
@@ -260,6 +265,7 @@ class Connection(Channel):
         body = await (self._receive_chunks(limit_bytes) if head.chunked else self._receive_length(length))
         self._unread = False
         self._deadline = None
+        self._look_ahead()
         return body
 
     async def _receive_length(self, length: int) -> bytearray:
@@ -297,6 +303,12 @@ class Connection(Channel):
         if not self._buffer:
             self._buffer = bytearray()
         return body
+
+    def _look_ahead(self) -> None:
+        """Decrypts what came behind the request, within bounds: under TLS the client's goodbye is among it."""
+        limit = self._limits.pipelined_bytes
+        while len(self._buffer) <= limit and (data := self.pull()):
+            self._buffer += data
 
     # Ends.
 

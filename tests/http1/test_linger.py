@@ -64,8 +64,7 @@ async def test_beyond_the_bytes_the_connection_is_reset(door) -> None:
         await wire.send(HEAD % 2**30)
         assert b"451" in await wire.receive()
         with pytest.raises(ConnectionError):
-            while True:
-                await wire.send(b"a" * 65_536)
+            await wire.send_for_ever(b"a" * 65_536)
         writer.close()
         while opened.server.connections:
             await asyncio.sleep(0)
@@ -82,8 +81,7 @@ async def test_beyond_the_time_the_connection_ends(door) -> None:
         while opened.server.connections:
             await asyncio.sleep(0)
         with pytest.raises(ConnectionError):
-            while True:
-                await wire.send(b"a")
+            await wire.send_for_ever(b"a")
         writer.close()
 
 
@@ -155,6 +153,10 @@ class _Wire:
         else:
             self._tls.write(data)
         await self._flush()
+
+    async def send_for_ever(self, data: bytes) -> None:
+        while True:
+            await self.send(data)
 
     async def receive(self) -> bytes:
         while self._tls is not None:
