@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
-from e2e.live import CHAT, ELSEWHERE, EMBEDDING, JP, SG, VN, Mesh
+from e2e.live import CHAT, ELSEWHERE, EMBEDDING, JP, MESH, SG, VN, Mesh, wait_until
 
 pytestmark = pytest.mark.mesh
 
@@ -86,16 +88,31 @@ def test_usage(mesh: Mesh) -> None:
     assert mesh.refused("usage", "acme", "--from", "yesterday", code=2)["param"] == "from"
 
 
+@pytest.mark.timeout(600, func_only=True)
 def test_chat(mesh: Mesh) -> None:
     key = mesh.key("globex")
-    told = mesh.ask("chat", "Say hi.", "--model", CHAT, MESH_API_KEY=key).json
+    # It is asked for a whole answer, of whatever length.
+    told = mesh.ask("chat", "Say hi.", "--model", CHAT, MESH_API_KEY=key, timeout_s=300).json
     assert told.keys() == {"text", "usage", "region", "request_id"}
     assert (bool(told["text"]), told["region"]) == (True, VN)
     assert told["usage"]["completion_tokens"] > 0
-    there = mesh.ask("chat", "Say hi.", "--key", key, "--at", SG, "--model", ELSEWHERE).json
+    there = mesh.ask("chat", "Say hi.", "--key", key, "--at", SG, "--model", ELSEWHERE, timeout_s=300).json
     assert there["region"] == SG
-    plain = mesh.run("chat", "Say hi.", MESH_API_KEY=key)
-    assert (plain.code, bool(plain.out.strip())) == (0, True)
+
+
+def test_chat_shows_its_answer_while_it_is_made(mesh: Mesh) -> None:
+    with subprocess.Popen(
+        [MESH, "chat", "Write down all the numbers from one to one thousand in words.", "--at", VN],
+        env=mesh.environ(MESH_API_KEY=mesh.key("acme")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as chat:
+        assert chat.stdout is not None
+        assert chat.stdout.read(1)
+        assert mesh.replica(VN)["running"] == 1
+        chat.send_signal(signal.SIGINT)
+        chat.wait(30)
+    wait_until(lambda: mesh.replica(VN)["running"] == 0, "Ctrl-C ends the work too", deadline_s=10)
 
 
 def test_chat_says_why_not(mesh: Mesh) -> None:
@@ -108,7 +125,7 @@ def test_chat_says_why_not(mesh: Mesh) -> None:
 
 
 def test_words_for_people(mesh: Mesh) -> None:
-    for args in (("status",), ("tenant", "list"), ("region", "list"), ("model", "list"), ("usage", "acme")):
+    for args in (("status",), ("tenant", "list"), ("region", "list"), ("model", "list"), ("key", "list", "acme")):
         ran = mesh.run(*args)
         assert (ran.code, bool(ran.out.strip())) == (0, True), (args, ran.err)
     ran = mesh.run("tenant", "show", "nobody")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -108,7 +109,7 @@ CASES = [
     Case("a deadline", _INVALID, chat(), "mesh-timeout-ms", headers={"mesh-timeout-ms": SECRET}),
     Case("a deadline that is too long", _INVALID, chat(), "mesh-timeout-ms", headers={"mesh-timeout-ms": "300001"}),
     Case("the context", Code.CONTEXT_LENGTH_EXCEEDED, chat(messages=messages(f"{SECRET} " * 3000)), "messages"),
-    Case("the context with max_tokens", Code.CONTEXT_LENGTH_EXCEEDED, chat(max_tokens=2048), "max_tokens"),
+    Case("the context with max_tokens", Code.CONTEXT_LENGTH_EXCEEDED, chat(max_tokens=2048), "messages"),
     Case(
         "the context of embeddings",
         Code.CONTEXT_LENGTH_EXCEEDED,
@@ -168,8 +169,8 @@ def test_refusals(mesh: Mesh, acme: str, case: Case) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    [None, "", SECRET, f"mk_vn_{SECRET}", "mk_vn_" + "A" * 12 + "_" + "B" * 42],
-    ids=["none", "empty", "foreign", "half", "forged"],
+    [None, SECRET, f"mk_vn_{SECRET}", "mk_vn_" + "A" * 12 + "_" + "B" * 42],
+    ids=["none", "foreign", "half", "forged"],
 )
 def test_keys_that_open_nothing(mesh: Mesh, key: str | None) -> None:
     for path in ("/v1/chat/completions", "/v1/models", f"/{SECRET}"):
@@ -222,27 +223,18 @@ def test_too_large_is_known_from_the_length_before_any_body(mesh: Mesh, acme: st
 
 
 def test_too_large_in_chunks(mesh: Mesh, acme: str) -> None:
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     with mesh.wire(VN) as wire:
         wire.send(_head("/v1/chat/completions", acme, "Transfer-Encoding: chunked"))
-        answered = threading.Event()
-
-        def write() -> None:
-            chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+        for sent in range(1, 400):
             try:
-                for _ in range(400):
-                    if answered.is_set():
-                        return
-                    wire.send(chunk)
+                wire.send(chunk)
             except OSError:
-                pass  # the door has had enough
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            check(wire.read(), Code.REQUEST_TOO_LARGE)
-        finally:
-            answered.set()
-            writer.join()
+                break  # the door has had enough; its answer has arrived before
+            if select.select([wire.stream], [], [], 0)[0]:
+                break
+        assert sent >= 8 * 16
+        check(wire.read(), Code.REQUEST_TOO_LARGE)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def listeners(mesh: Mesh) -> dict[tuple[str, int], str]:
             continue
         for one in connections:
             if one.status == psutil.CONN_LISTEN:
-                found[one.laddr.ip, one.laddr.port] = " ".join(line)[:120]
+                # gRPC's sockets are of IPv6, with IPv4 addresses in them.
+                found[one.laddr.ip.removeprefix("::ffff:"), one.laddr.port] = " ".join(line)[:120]
     return found
 
 
