@@ -49,7 +49,9 @@ class Answers:
         policy = (await self._keyring.authenticate(credential)).policy
         match decide(policy, self._here):
             case Deny(code=code):
-                raise MeshError(code, allowed=endpoints_of(policy, self._atlas))
+                error = MeshError(code, allowed=endpoints_of(policy, self._atlas))
+                error.revision = policy.revision
+                raise error
             case Permit() as permit:
                 views = [
                     ModelView(id=model.id, kind=model.kind, context=model.context, regions=regions)
@@ -78,7 +80,11 @@ class Answers:
             MeshError: MODEL_NOT_FOUND for a model that no catalogue has.
         """
         policy = (await self._keyring.authenticate(credential)).policy
-        return self._head(policy, request_id), self._explain(policy, self._known(model))
+        try:
+            return self._head(policy, request_id), self._explain(policy, self._known(model))
+        except MeshError as error:
+            error.revision = policy.revision
+            raise
 
     def explain_for(self, tenant: TenantId, model: ModelId) -> Explanation:
         """The same for any tenant, for the operator.

@@ -114,6 +114,17 @@ class Wire:
         body, self.held = self.held[:length], self.held[length:]
         return Answer(status, headers, body, head + b"\r\n\r\n" + body)
 
+    def has_answer(self) -> bool:
+        """Whether any of an answer has arrived. A readable socket alone says little: TLS sends tickets of its own."""
+        self.stream.setblocking(False)
+        try:
+            self.held += self.stream.recv(65_536)
+        except ssl.SSLWantReadError:
+            pass
+        finally:
+            self.stream.settimeout(60)
+        return bool(self.held)
+
     def _more(self) -> None:
         data = self.stream.recv(65_536)
         assert data, f"the connection ended; held {len(self.held)} bytes"

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from e2e.live import CHAT, VN, Json, Mesh, bearer, wait_until
 
-from mesh.v1.inference_pb2 import ChatRequest, CompletionRequest, Input, Message
+from mesh.v1.inference_pb2 import ChatRequest, Message
 from mesh.v1.inference_pb2_grpc import InferenceStub
 
 pytestmark = pytest.mark.mesh
@@ -115,8 +115,7 @@ def grpc_whole(mesh: Mesh, key: str) -> Callable[[], None]:
 def grpc_connection_lost(mesh: Mesh, key: str) -> Callable[[], None]:
     stack = ExitStack()
     channel = stack.enter_context(mesh.channel(VN))
-    request = CompletionRequest(model=CHAT, n=4, max_tokens=1500, prompt=[Input(text="one, two, three,")])
-    call = InferenceStub(channel).CompleteStream(request, metadata=bearer(key))
+    call = InferenceStub(channel).ChatStream(_request(), metadata=bearer(key))
     next(call)
     return stack.close
 
