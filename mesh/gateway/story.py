@@ -6,6 +6,7 @@ same code runs in a simulation.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, LiteralString, Protocol
@@ -35,6 +36,12 @@ from mesh.types import (
 
 ATTEMPTS = 2
 _TRY_AGAIN = frozenset({Code.REPLICA_FAILED, Code.NO_CAPACITY})
+# What a hop says of itself, or of us, is not for the client: its own call was permitted here.
+_OF_THE_HOP = {
+    Code.RESIDENCY_REFUSED: Code.NO_CAPACITY,  # another region sees a newer or an older pin
+    Code.POLICY_STALE: Code.NO_CAPACITY,
+    Code.INVALID_API_KEY: Code.REPLICA_FAILED,
+}
 CANCELLED = "cancelled"
 """The code of a call whose client hung up."""
 
@@ -103,7 +110,7 @@ class Story(Generic[P, H]):
             MeshError: For the door to tell the client, also after the answer began.
         """
         account = _Account(began_s=self._clock.now_s(), span=self._start_span("mesh.call", parent=None, server=True))
-        code: str = CANCELLED
+        code: str = Code.INTERNAL_ERROR
         try:
             async with self._clock.timeout(exchange.timeout_s):
                 caller = await self._keyring.authenticate(exchange.credential)
@@ -112,6 +119,9 @@ class Story(Generic[P, H]):
                 permit = self._permit(caller.policy)
                 await self._carry(exchange, permit, account)
             code = "ok"
+        except asyncio.CancelledError:
+            code = CANCELLED
+            raise
         except TimeoutError:
             code = Code.DEADLINE_EXCEEDED
             raise _late(account) from None
@@ -132,13 +142,16 @@ class Story(Generic[P, H]):
             span=self._start_span("mesh.forwarded_call", parent=exchange.trace, server=True),
             tenant=exchange.tenant,
         )
-        code: str = CANCELLED
+        code: str = Code.INTERNAL_ERROR
         try:
             async with self._clock.timeout(exchange.timeout_s):
-                permit = self._permit_forwarded(exchange.tenant)
+                permit = self._permit_forwarded(exchange.tenant, exchange.entry)
                 account.revision = permit.revision
                 await self._carry(exchange, permit, account, forwarded=True)
             code = "ok"
+        except asyncio.CancelledError:
+            code = CANCELLED
+            raise
         except TimeoutError:
             code = Code.DEADLINE_EXCEEDED
             raise _late(account) from None
@@ -157,14 +170,14 @@ class Story(Generic[P, H]):
             case Deny(code=code):
                 raise self.refusal(code, policy)
 
-    def _permit_forwarded(self, tenant: TenantId) -> Permit:
+    def _permit_forwarded(self, tenant: TenantId, entry: RegionId) -> Permit:
         if not self._book.loaded:
             raise MeshError(Code.POLICY_STALE)
-        policy = self._book.tenant(tenant)
-        if policy is None:
+        policy, sender = self._book.tenant(tenant), self._atlas.sites.get(entry)
+        if policy is None or sender is None:
             # Its home's change has not arrived here: nothing is known that would allow it.
             raise MeshError(Code.RESIDENCY_REFUSED)
-        match decide_forwarded(policy, self._here):
+        match decide_forwarded(policy, self._here, sender.jurisdiction):
             case Permit() as permit:
                 return permit
             case Deny(code=code):
@@ -234,19 +247,24 @@ class Story(Generic[P, H]):
             trace=account.span.traceparent,
         )
         hop: H | None = None
-        account.served_elsewhere = False
+        # From here on: a call that ends while it waits for another region is recorded there.
+        account.served_elsewhere = isinstance(route, Remote)
         try:
             hop = await self._send(route, exchange, hop_head)
-            account.served_elsewhere = isinstance(route, Remote)
             relayed = await exchange.relay(hop, head)
         except MeshError as error:
+            if hop is None:
+                account.served_elsewhere = False
             return False, error
         finally:
             if hop is not None:
                 account.usage = hop.usage
                 account.first_byte_s = hop.first_byte_s
                 hop.close()
-        return relayed.began, relayed.fault
+        fault = relayed.fault
+        if fault is not None and fault.code in _OF_THE_HOP:
+            fault = MeshError(_OF_THE_HOP[fault.code])
+        return relayed.began, fault
 
     async def _send(
         self, route: Local | Remote, exchange: Exchange[P, H] | ForwardedExchange[P, H], head: HopHead

@@ -73,12 +73,13 @@ def decide(policy: TenantPolicy, here: Here) -> Decision:
     )
 
 
-def decide_forwarded(policy: TenantPolicy, here: Here) -> Decision:
+def decide_forwarded(policy: TenantPolicy, here: Here, entry: Jurisdiction) -> Decision:
     """Decides for a call that another region's gateway sent on: here it is served, or refused, never sent further.
 
-    The receiver trusts the sender's identity, never its decision.
+    The receiver trusts the sender's identity, never its decision: the answer goes back through `entry`, the sender's
+    jurisdiction, which must be in the pin as seen here.
     """
     decision = decide(policy, here)
-    if isinstance(decision, Permit) and policy.transfer is not Transfer.WITHIN_ALLOWED:
+    if isinstance(decision, Permit) and entry not in decision.elsewhere:
         return Deny(code=Code.RESIDENCY_REFUSED)
     return decision

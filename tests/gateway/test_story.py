@@ -8,6 +8,7 @@ import pytest
 from gateway.world import JP, KEY, SG, VN, Call, ScriptedHop, World, load, replica
 
 from mesh.errors import Code, MeshError
+from mesh.routing.fleet import Fleet
 from mesh.types import Operation, TenantId, TenantState, Transfer, Usage
 
 
@@ -142,6 +143,8 @@ async def test_nothing_is_forwarded_without_the_tenants_word() -> None:
         (("VN", "SG"), Transfer.WITHIN_ALLOWED, None),
         (("VN", "SG"), Transfer.NEVER, Code.RESIDENCY_REFUSED),
         (("SG",), Transfer.WITHIN_ALLOWED, Code.RESIDENCY_REFUSED),
+        # The sender's own jurisdiction was taken out of the pin: no answer goes back there.
+        (("VN", "JP"), Transfer.WITHIN_ALLOWED, Code.RESIDENCY_REFUSED),
     ],
 )
 async def test_the_receiver_decides_again(allowed: tuple[str, ...], transfer: Transfer, code: Code | None) -> None:
@@ -153,6 +156,48 @@ async def test_the_receiver_decides_again(allowed: tuple[str, ...], transfer: Tr
         assert call.received == 0
     (record,) = world.settled
     assert (record.door, record.entry, record.code) == ("peer", SG, "ok" if code is None else code)
+
+
+@pytest.mark.parametrize("code", [Code.RESIDENCY_REFUSED, Code.POLICY_STALE])
+async def test_another_gateways_own_refusal_is_not_the_clients(code: Code) -> None:
+    hops = {f"{SG}/g1:1": [ScriptedHop(began=False, fault=code)], f"{JP}/g1:1": [ScriptedHop()]}
+    world = World(
+        allowed=("VN", "SG", "JP"),
+        transfer=Transfer.WITHIN_ALLOWED,
+        replicas=(),
+        loads=(load(JP, "chat"), load(SG, "chat", rtt_s=0.01)),
+        hops=hops,
+    )
+    await world.story.serve(Call())
+    assert [to for to, _ in world.hops.sent] == [f"{SG}/g1:1", f"{JP}/g1:1"]
+    world.hops.answers = {f"{SG}/g1:1": [ScriptedHop(began=False, fault=code)]}
+    world.fleet = Fleet(replicas=(), regions={SG: load(SG, "chat")})
+    assert (await refused(world, Call())).code is Code.NO_CAPACITY
+
+
+async def test_a_hop_that_does_not_know_us_has_failed() -> None:
+    world = World(hops={"a:1": [ScriptedHop(began=False, fault=Code.INVALID_API_KEY)]})
+    assert (await refused(world, Call())).code is Code.REPLICA_FAILED
+
+
+async def test_a_call_that_ends_while_another_region_has_it_is_recorded_there() -> None:
+    world = World(allowed=("VN", "SG"), transfer=Transfer.WITHIN_ALLOWED, replicas=(), loads=(load(SG, "chat"),))
+    world.hops.held = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(world.story.serve(Call()))
+        await world.hops.held.wait()
+        task.cancel()
+    assert world.settled == []
+
+
+async def test_what_nobody_foresaw_is_not_recorded_as_a_hang_up() -> None:
+    hop = ScriptedHop()
+    world, call = World(hops={"a:1": [hop]}), Call()
+    call.relay = None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(TypeError):
+        await world.story.serve(call)
+    assert hop.closed == 1
+    assert [record.code for record in world.settled] == ["internal_error"]
 
 
 async def test_an_unknown_tenant_is_not_served_for_another_region() -> None:

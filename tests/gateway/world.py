@@ -125,11 +125,15 @@ class ScriptedHops:
 
     answers: dict[str, list[ScriptedHop]] = field(default_factory=dict)
     sent: list[tuple[str, HopHead]] = field(default_factory=list)
+    held: asyncio.Event | None = None
 
     async def to_replica(self, to: Address, parcel: Parcel, head: HopHead) -> ScriptedHop:
         return self._send(str(to), head)
 
     async def to_peer(self, region: RegionId, to: Address, parcel: Parcel, head: HopHead) -> ScriptedHop:
+        if self.held is not None:
+            self.held.set()
+            await asyncio.Event().wait()
         return self._send(f"{region}/{to}", head)
 
     def _send(self, to: str, head: HopHead) -> ScriptedHop:
@@ -190,10 +194,10 @@ def replica(name: str, model: str = "chat", **changes: int) -> Replica:
     )  # fmt: skip
 
 
-def load(region: RegionId, model: str) -> RegionLoad:
+def load(region: RegionId, model: str, *, rtt_s: float = 0.05) -> RegionLoad:
     """A region with room."""
     one = ModelLoad(ready=1, slots=4, running=0, queued=0, queue_limit=64)
-    return RegionLoad(region=region, rtt_s=0.05, models={ModelId(model): one}, seen_s=100.0)
+    return RegionLoad(region=region, rtt_s=rtt_s, models={ModelId(model): one}, seen_s=100.0)
 
 
 class World:

@@ -42,13 +42,16 @@ def test_a_permit_means_active_and_allowed_here(policy: TenantPolicy, here: Here
             assert here.jurisdiction not in policy.allowed
 
 
-@given(policies, places)
-def test_a_forwarded_call_needs_transfer_too(policy: TenantPolicy, here: Here) -> None:
-    if isinstance(decide_forwarded(policy, here), Permit):
+@given(policies, places, st.sampled_from(JURISDICTIONS))
+def test_a_forwarded_call_needs_transfer_and_a_sender_in_the_pin(
+    policy: TenantPolicy, here: Here, entry: Jurisdiction
+) -> None:
+    if isinstance(decide_forwarded(policy, here, entry), Permit):
         assert isinstance(decide(policy, here), Permit)
         assert policy.transfer is Transfer.WITHIN_ALLOWED
+        assert entry in policy.allowed
     elif isinstance(decide(policy, here), Permit):
-        assert policy.transfer is Transfer.NEVER
+        assert policy.transfer is Transfer.NEVER or entry not in policy.allowed
 
 
 def test_only_decide_makes_permits() -> None:
