@@ -117,6 +117,8 @@ def grpc_connection_lost(mesh: Mesh, key: str) -> Callable[[], None]:
     channel = stack.enter_context(mesh.channel(VN))
     call = InferenceStub(channel).ChatStream(_request(), metadata=bearer(key))
     next(call)
+    # A call that nobody holds is cancelled by its own end.
+    stack.callback(lambda: call)
     return stack.close
 
 
