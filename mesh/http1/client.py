@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import ssl
 from typing import NamedTuple
 
@@ -142,13 +143,14 @@ class Pool:
     # Within.
 
     def _take(self, address: _Address) -> _Connection | None:
-        stack = self._idle.get(address)
-        if stack is None:
-            return None
-        connection = stack.pop()
-        if not stack:
-            del self._idle[address]
-        return connection
+        while (stack := self._idle.get(address)) is not None:
+            connection = stack.pop()
+            if not stack:
+                del self._idle[address]
+            if connection.is_quiet():
+                return connection
+            connection.abort()
+        return None
 
     async def _connect(self, address: _Address) -> _Connection:
         count = self._count.get(address, 0)
@@ -303,12 +305,24 @@ class _Connection(Channel):
     def release(self) -> None:
         """See `Response.close`."""
         self._head = None
-        whole = self._complete and self._sent and self._reusable and not self._parts and not self.unsent_bytes
+        whole = self._complete and self._sent and self._reusable and not self._parts
+        whole = whole and not self.unsent_bytes and not self.unread_bytes
         if not whole or self._broken or self.ended:
             self.abort()
         elif self._pool is not None:
             self._parser = None
             self._pool.put_back(self)
+
+    def is_quiet(self) -> bool:
+        """Whether an idle connection still stands, as far as this host's kernel knows: nothing came, and no end.
+
+        The event loop may not have been told yet of a server that is gone, and a request is never sent twice.
+        """
+        if self._broken or self.ended or self.lost or self._transport is None:
+            return False
+        came = select.poll()
+        came.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not came.poll(0)
 
     def leave(self) -> None:
         """Closes an idle connection politely, and surely."""
@@ -319,6 +333,8 @@ class _Connection(Channel):
         """Gives up a connection that may not have been made."""
         if self.opened.done() and not self.opened.cancelled():
             self.opened.exception()
+        else:
+            self.opened.cancel()  # nobody waits for it any more
         if self._transport is None:
             self.on_lost()
         else:
@@ -448,7 +464,8 @@ class _Connection(Channel):
                 self._head_bytes += len(data)
                 if self._head_bytes > _HEAD_BYTES:
                     self._fail()
-        if self._held_bytes >= _HIGH_BYTES:
+        if self._held_bytes >= _HIGH_BYTES and not self._complete:
+            # Not at the end: the next exchange, and an idle connection's end, must be noticed.
             self.hold()
 
     def _fail(self) -> None:

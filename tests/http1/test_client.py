@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -213,6 +215,69 @@ async def test_a_connection_that_died_while_idle_is_not_used(door) -> None:
                 await asyncio.sleep(0)
         assert not pool._count
         pool.close()
+
+
+async def test_a_connection_that_ended_while_nobody_looked_is_not_used() -> None:
+    """The server's end has come, and the event loop has not been told yet."""
+
+    def serve() -> socket.socket:
+        accepted, _ = listener.accept()
+        while b"\r\n\r\n" not in accepted.recv(65_536):
+            pass
+        accepted.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na")
+        return accepted
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        listener.settimeout(10)
+        pool, port = Pool(None), listener.getsockname()[1]
+        first = thread.submit(serve)
+        assert await whole(await call(pool, port)) == b"a"
+        second = thread.submit(serve)
+        first.result().close()
+        assert await whole(await call(pool, port)) == b"a"
+        pool.close()
+        second.result().close()
+
+
+async def test_a_connection_that_held_a_whole_answer_is_used_again(door) -> None:
+    async def handler(request: Request) -> None:
+        await request.respond(200, [], b"a" * 262_144)
+
+    async with door(handler) as opened:
+        pool = open_pool(opened)
+        for _ in range(2):
+            async with asyncio.timeout(30):
+                response = await call(pool, opened.server.port)
+                while not response._connection._complete:
+                    await asyncio.sleep(0)
+                assert len(await whole(response)) == 262_144
+        assert pool._idle
+        assert list(pool._count.values()) == [1]
+        pool.close()
+
+
+async def test_bytes_after_a_held_answer_end_a_connection() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 262144\r\n\r\n" + b"a" * 262_144)
+        await go.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged")
+        await reader.read()
+
+    go = asyncio.Event()
+    async with scripted(script) as port, asyncio.timeout(30):
+        pool = Pool(None)
+        response = await call(pool, port)
+        connection = response._connection
+        while not connection._complete:
+            await asyncio.sleep(0)
+        go.set()
+        while not connection.unread_bytes:
+            await asyncio.sleep(0)
+        assert len(await whole(response)) == 262_144
+        assert not pool._idle
+        while pool._count:
+            await asyncio.sleep(0)
 
 
 async def test_idle_connections_are_closed_in_time(door) -> None:
