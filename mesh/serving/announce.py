@@ -109,12 +109,11 @@ class Announcer:
         call: grpc.aio.StreamStreamCall[pb.ReplicaReport, pb.ReplicaSeen] = stub.Join()  # pyright: ignore[reportAssignmentType]
         first = line.number
         try:
+            # Neither side raises for the stream's end: in a group that would take precedence over being cancelled.
             async with asyncio.TaskGroup() as tasks:
                 writing = tasks.create_task(self._write(line, call), name="announce-write")
                 fault = await self._read(line, call)
                 writing.cancel()
-        except* grpc.aio.AioRpcError as group:
-            fault = _status(group)
         finally:
             line.joined = False
             line.settled.set()
@@ -127,7 +126,7 @@ class Announcer:
             line.number += 1
             try:
                 await call.write(self._report(line.number))
-            except asyncio.InvalidStateError:
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the stream is over; the reader finds out why
             # Changes come in crowds (a step of the engine ends several sequences): one report tells of them all.
             await self._clock.sleep(COALESCE_S)
@@ -152,6 +151,8 @@ class Announcer:
                         return "CANCELLED"
             except TimeoutError:
                 return _SILENT
+            except grpc.aio.AioRpcError as error:
+                return error.code().name
             if not isinstance(seen, pb.ReplicaSeen):
                 return (await call.code()).name
             if not line.joined:
@@ -182,8 +183,3 @@ class _Line:
         self.number = 0
         self.confirmed = 0
         self.wanted = 0
-
-
-def _status(group: BaseExceptionGroup[grpc.aio.AioRpcError]) -> str:
-    error = group.exceptions[0]
-    return _status(error) if isinstance(error, BaseExceptionGroup) else error.code().name
