@@ -136,11 +136,12 @@ async def test_settling_ends_without_an_answer(pki: Path) -> None:
         await announced.announcer.settle(0.2)
 
 
-async def test_ends_when_its_gateway_ends_at_the_same_moment(pki: Path) -> None:
+@pytest.mark.parametrize("attempt", range(8))
+async def test_ends_when_its_gateway_ends_at_the_same_moment(pki: Path, attempt: int) -> None:
     # The end of the stream must not hide that the announcer was told to end: it would never come back.
-    for _ in range(8):
-        gateway = FleetGateway()
-        async with AsyncExitStack() as stack:
-            async with gateway.listening(pki) as address:
-                await stack.enter_async_context(announcing(pki, address))
-                await gateway.until(lambda: bool(gateway.reports))
+    del attempt
+    gateway, stack = FleetGateway(), AsyncExitStack()
+    async with stack:
+        async with gateway.listening(pki) as address:
+            await stack.enter_async_context(announcing(pki, address))
+            await gateway.until(lambda: bool(gateway.reports))
