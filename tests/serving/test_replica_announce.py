@@ -141,7 +141,6 @@ async def test_ends_when_its_gateway_ends_at_the_same_moment(pki: Path, attempt:
     # The end of the stream must not hide that the announcer was told to end: it would never come back.
     del attempt
     gateway, stack = FleetGateway(), AsyncExitStack()
-    async with stack:
-        async with gateway.listening(pki) as address:
-            await stack.enter_async_context(announcing(pki, address))
-            await gateway.until(lambda: bool(gateway.reports))
+    async with stack, gateway.listening(pki) as address:
+        await stack.enter_async_context(announcing(pki, address))
+        await gateway.until(lambda: bool(gateway.reports))
