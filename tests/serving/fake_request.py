@@ -30,7 +30,7 @@ class FakeRequest:
         self.headers = tuple((name.encode(), value.encode()) for name, value in headers.items())
         self.peer = FakePeer(certificate)
         self.content_length = len(body)
-        self.begun = False
+        self.begun = self.in_pieces = False
         self.sent = bytearray(body)
         self.status: int | None = None
         self.answer = b""
@@ -53,7 +53,7 @@ class FakeRequest:
     async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         assert not self.begun
         assert dict(headers)[b"content-type"] == b"application/x-mesh-frames"
-        self.status, self.begun = status, True
+        self.status, self.begun, self.in_pieces = status, True, True
 
     async def write(self, data: bytes) -> None:
         assert self.begun
@@ -65,7 +65,7 @@ class FakeRequest:
 
     async def end(self) -> None:
         assert not self.ended
-        self.ended = True
+        self.ended, self.in_pieces = True, False
 
     @property
     def frames(self) -> list[Frame]:
