@@ -262,7 +262,12 @@ def _request_schemas() -> Schema:
         "anyOf": [
             {**string, "minLength": 1},
             token_ids,
-            {"type": "array", "items": {"anyOf": [{**string, "minLength": 1}, token_ids]}, "minItems": 1},
+            {
+                "type": "array",
+                "items": {"anyOf": [{**string, "minLength": 1}, token_ids]},
+                "minItems": 1,
+                "maxItems": 2048,
+            },
         ]
     }
     chat = _sampling() | {
