@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mesh.embedded.addresses import Addresses, addresses_of, taken
 from mesh.embedded.authority import make_pki
-from mesh.embedded.commands import DETACH
+from mesh.embedded.commands import DETACH, SUPERVISOR
 from mesh.embedded.configuration import catalogue, embedded_settings, places, write_settings
 from mesh.embedded.home import Home, cache_folder
 from mesh.embedded.processes import Roll, end_all, read_record
@@ -103,7 +103,8 @@ def _read_lifeline(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> 
 
 def _clean_up(roll: Roll) -> None:
     """Ends what a supervisor that was killed left behind."""
-    left = end_all(roll, without=os.getpid(), grace_s=_CLEAN_UP_GRACE_S)
+    # Another supervisor that lives although we hold the lock has just found it taken: it leaves by itself, and says so.
+    left = end_all(roll, without=os.getpid(), grace_s=_CLEAN_UP_GRACE_S, spared=SUPERVISOR)
     if left:
         _say({"progress": f"ended {len(left)} processes that an earlier start of this mesh left behind"})
 

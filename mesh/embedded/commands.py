@@ -190,9 +190,15 @@ def _running(place: Home) -> Row | None:
 
 
 def _join(
-    place: Home, running: Row, wanted: Sequence[RegionId], progress: Progress, ready: Callable[[Row], None] | None
+    place: Home,
+    running: Row | None,
+    wanted: Sequence[RegionId],
+    progress: Progress,
+    ready: Callable[[Row], None] | None,
 ) -> Row:
     """A second start: says that one runs, and waits with it until it is ready."""
+    if running is None:
+        raise _ended(place)
     regions = cast("list[str]", running["regions"])
     if set(regions) != set(wanted):
         raise MeshError(
@@ -202,24 +208,35 @@ def _join(
     if running["state"] == "stopping":
         raise MeshError(Code.ALREADY_RUNNING, hint="It is stopping; start again when it has ended.")
     progress(f"a mesh with these regions runs here already (pid {running['pid']})")
-    while (running := _wait_for_hello(place))["state"] == "starting":
+    while running is not None and running["state"] == "starting":
         time.sleep(_POLL_S)
-    if running["state"] == "stopping":
-        raise MeshError(Code.START_FAILED, hint="It was ended while it started.")
+        running = _running(place)
+    if running is None or running["state"] == "stopping":
+        raise _ended(place)
     now = status(place.path)
     if ready is not None:
         ready(now)
     return now
 
 
-def _wait_for_hello(place: Home) -> Row:
+def _wait_for_hello(place: Home) -> Row | None:
+    """What another supervisor, that has the lock, says once it listens; None where it ended before."""
     deadline_s = time.monotonic() + _RACE_S
     while time.monotonic() < deadline_s:
         running = _running(place)
         if running is not None:
             return running
+        with place.locked() as mine:
+            if mine:
+                return None
         time.sleep(_POLL_S)
-    raise MeshError(Code.START_FAILED, hint=f"The mesh that was starting here ended; see {place.log_of(SUPERVISOR)}.")
+    return None
+
+
+def _ended(place: Home) -> MeshError:
+    return MeshError(
+        Code.START_FAILED, hint=f"The mesh that was starting here was ended; see {place.log_of(SUPERVISOR)}."
+    )
 
 
 @contextmanager

@@ -209,15 +209,21 @@ def read_record(path: Path) -> list[Owned]:
         return []
 
 
-def end_all(roll: Roll, *, without: int, grace_s: float) -> list[Owned]:
+def end_all(roll: Roll, *, without: int, grace_s: float, spared: str = "") -> list[Owned]:
     """Ends every process of a mesh, also those that are born meanwhile; blocks.
+
+    Args:
+        roll: Knows them.
+        without: The pid of the one that asks.
+        grace_s: How long they may take.
+        spared: A part that is left alone.
 
     Returns:
         All that were ended.
     """
     ended: dict[Process, Owned] = {}
     for round_ in range(5):
-        owned = roll.refresh(without=without)
+        owned = {one: row for one, row in roll.refresh(without=without).items() if row.part != spared}
         if not owned:
             break
         ended |= owned

@@ -51,7 +51,7 @@ class Start:
         while True:
             line = self.said.get(timeout=120)
             lines.append(line)
-            assert line != "over", (lines, self.error)
+            assert line != "over", (lines, str(self.error))
             for one in words:
                 if one in line:
                     return one
