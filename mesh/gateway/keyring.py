@@ -63,11 +63,25 @@ class Keyring:
         self._waiting = 0
 
     async def authenticate(self, credential: str | None) -> Caller:
-        """The caller.
+        """The caller, whose tenant is served at all.
 
         Raises:
-            MeshError: INVALID_API_KEY; POLICY_STALE while no policy was ever loaded; TENANT_SUSPENDED; RATE_LIMITED
-                when too many new keys arrive at once.
+            MeshError: As `identify`; TENANT_SUSPENDED.
+        """
+        caller = await self.identify(credential)
+        denied = state_of(caller.policy)
+        if denied is not None:
+            error = MeshError(denied.code)
+            error.revision = caller.policy.revision
+            raise error
+        return caller
+
+    async def identify(self, credential: str | None) -> Caller:
+        """The caller, in whatever state its tenant is.
+
+        Raises:
+            MeshError: INVALID_API_KEY; POLICY_STALE while no policy was ever loaded; RATE_LIMITED when too many new
+                keys arrive at once.
         """
         text = None
         if credential is not None and len(credential) <= MAX_KEY_BYTES:
@@ -83,9 +97,6 @@ class Keyring:
         key, policy = self._book.key(text.key_id), self._book.tenant(key.tenant)
         if key is None or key.revoked or policy is None:
             raise MeshError(Code.INVALID_API_KEY)
-        denied = state_of(policy)
-        if denied is not None:
-            raise MeshError(denied.code)
         return Caller(key, policy)
 
     async def _matches_hash(self, text: KeyText, key: TenantKey) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import itertools
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NoReturn
@@ -13,7 +14,7 @@ from mesh import tls
 from mesh.control.etcd import EtcdStore
 from mesh.control.feed import PolicyFeed
 from mesh.control.hashing import KeyHasher, key_hasher
-from mesh.errors import Code
+from mesh.errors import Code, MeshError
 from mesh.gateway.answers import Answers
 from mesh.gateway.atlas import atlas_of, peers_of
 from mesh.gateway.keyring import Keyring
@@ -24,8 +25,9 @@ from mesh.ledger import Ledger, UsageRecord, open_ledger
 from mesh.policy.bundle import PolicyBook
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.routing.fleet import Fleet, Replica
-from mesh.settings import Gateway, Settings
+from mesh.settings import Address, Gateway, Settings
 from mesh.telemetry import Log, Telemetry
+from mesh.telemetry.process import where
 from mesh.transport.border import Border, BorderWatch
 from mesh.transport.fleet_hub import FleetHub
 from mesh.transport.grpc_door import GrpcDoor
@@ -182,31 +184,21 @@ class GatewayProgram:
             failed=self._failed,
         )
         http_door = HttpDoor(
-            serve=story.serve, queries=answers, here=here, next_request_id=next_request_id, openapi=document()
+            serve=story.serve,
+            queries=answers,
+            here=here,
+            next_request_id=next_request_id,
+            openapi=document(),
+            failed=self._failed,
         )
         peer_door = PeerDoor(serve=story.serve_forwarded, here=region, regions=settings.regions)
         grpc_server = await stack.enter_async_context(
             grpc_door.listen(gateway.grpc, tls.grpc_door_credentials(pki, region))
         )
         await stack.enter_async_context(self._listen_internal(answers, hub))
-        peer_server = await stack.enter_async_context(
-            listen(
-                peer_door.handle,
-                gateway.peer.host,
-                gateway.peer.port,
-                tls=tls.server_context(pki, region, Role.GATEWAY),
-                fault=peer_door.fault,
-            )
-        )
-        http_server = await stack.enter_async_context(
-            listen(
-                http_door.handle,
-                gateway.http.host,
-                gateway.http.port,
-                tls=tls.door_context(pki, region),
-                fault=http_door.fault,
-            )
-        )
+        internal = tls.server_context(pki, region, Role.GATEWAY)
+        peer_server = await _listen_http(stack, peer_door, gateway.peer, internal)
+        http_server = await _listen_http(stack, http_door, gateway.http, tls.door_context(pki, region))
         self._show(http_server, hub)
 
         async def drain() -> None:
@@ -305,9 +297,21 @@ class GatewayProgram:
             settled.usage,
         )
 
-    def _failed(self, error: BaseException) -> None:
-        """Notes what nobody foresaw, by its class: its text may hold content."""
-        self._log.error("gateway.unforeseen", error=type(error).__name__)
+    def _failed(self, error: BaseException, request_id: RequestId | None = None) -> None:
+        """Notes what nobody foresaw, by its class and its place: its text may hold content."""
+        name, place = type(error).__name__, where(error.__traceback__)
+        self._log.error("gateway.unforeseen", error=name, where=place, request_id=request_id)
+
+
+async def _listen_http(
+    stack: AsyncExitStack, door: HttpDoor | PeerDoor, address: Address, context: ssl.SSLContext
+) -> Server:
+    try:
+        return await stack.enter_async_context(
+            listen(door.handle, address.host, address.port, tls=context, fault=door.fault)
+        )
+    except OSError:
+        raise MeshError(Code.START_FAILED, hint=f"Cannot listen on {address}.") from None
 
 
 def _request_ids(entropy: Entropy) -> Callable[[], RequestId]:

@@ -113,7 +113,7 @@ class Story(Generic[P, H]):
         code: str = Code.INTERNAL_ERROR
         try:
             async with self._clock.timeout(exchange.timeout_s):
-                caller = await self._keyring.authenticate(exchange.credential)
+                caller = await self._keyring.identify(exchange.credential)
                 account.key_id, account.tenant = caller.key.key_id, caller.policy.tenant
                 account.revision = caller.policy.revision
                 permit = self._permit(caller.policy)
@@ -272,7 +272,8 @@ class Story(Generic[P, H]):
         match route:
             case Local(replica):
                 host, _, port = replica.address.rpartition(":")
-                return await self._hops.to_replica(Address(host, int(port)), exchange.parcel, head)
+                to = Address(host.removeprefix("[").removesuffix("]"), int(port))
+                return await self._hops.to_replica(to, exchange.parcel, head)
             case Remote(region):
                 fault = MeshError(Code.REPLICA_FAILED)
                 for address in self._peers.get(region, ()):

@@ -58,11 +58,12 @@ class Request:
         peer: Who asks.
         content_length: None where the body is chunked, or there is none.
         begun: Whether an answer has begun; nothing but its rest can then be sent.
+        in_pieces: Whether `write` and `end` are what comes next.
     """
 
     __slots__ = (
-        "_bodiless", "_fields", "_head", "_line", "_received", "begun", "content_length", "headers", "method", "path",
-        "peer", "query", "whole",
+        "_bodiless", "_fields", "_head", "_line", "_received", "begun", "content_length", "headers", "in_pieces",
+        "method", "path", "peer", "query", "whole",
     )  # fmt: skip
 
     def __init__(self, head: Head, peer: Peer, line: Line) -> None:
@@ -73,6 +74,7 @@ class Request:
         self.peer = peer
         self.content_length = head.content_length
         self.begun = False
+        self.in_pieces = False
         self.whole = False
         """Whether the answer is complete."""
         self._head = head
@@ -120,22 +122,25 @@ class Request:
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Begins an answer in pieces (chunked)."""
-        await self._line.answer(self._begin(status, headers, b"transfer-encoding: chunked\r\n"))
+        data = self._begin(status, headers, b"transfer-encoding: chunked\r\n")
+        self.in_pieces = True
+        await self._line.answer(data)
 
     async def write(self, data: bytes) -> None:
         """One piece. Waits while the client is slower than we are; one that stalls is cut off, which cancels us."""
-        if not self.begun or self.whole:
+        if not self.in_pieces:
             raise RuntimeError("write() comes between begin() and end()")
         if data and not self._bodiless:
             await self._line.answer(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def end(self) -> None:
         """The answer is whole. Without it the client sees an answer that was cut off."""
-        if not self.begun or self.whole:
+        if not self.in_pieces:
             raise RuntimeError("end() comes once, after begin()")
+        # Before the wait for a slow client: if that is cut short, nothing may follow the last chunk.
+        self.in_pieces, self.whole = False, True
         if not self._bodiless:
             await self._line.answer(b"0\r\n\r\n")
-        self.whole = True
         self._line.answered()
 
     def _begin(self, status: int, headers: Headers, framing: bytes | None) -> bytes:

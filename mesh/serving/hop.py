@@ -178,6 +178,8 @@ class _Answer:
 
     async def fail(self, error: MeshError) -> None:
         """The end of an answer that is not whole."""
+        if self._request.begun and not self._request.in_pieces:
+            raise error  # its last piece is on its way: nothing may follow it
         said: dict[str, str] = {"code": error.code.value}
         if error.param is not None:
             said["param"] = error.param

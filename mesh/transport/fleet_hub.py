@@ -73,7 +73,7 @@ class FleetHub:
                     raise MeshError(Code.NO_CAPACITY)
                 if key not in (None, report.replica):
                     raise MeshError(Code.INVALID_PARAMETER, param="replica")
-                if key is not None and self._joined[key][1] is not context:
+                if key is not None and self._stream_of(key) is not context:
                     # The same process joined again, by a newer stream: this one is what it left behind.
                     return
                 key = report.replica
@@ -83,9 +83,13 @@ class FleetHub:
                     self._publish()
                 await context.write(fleet_pb2.ReplicaSeen(number=report.number))
         finally:
-            if key is not None and key in self._joined and self._joined[key][1] is context:
+            if key is not None and self._stream_of(key) is context:
                 del self._joined[key], self._rows[key]
                 self._publish()
+
+    def _stream_of(self, key: str) -> Context | None:
+        joined = self._joined.get(key)
+        return None if joined is None else joined[1]
 
     async def _next(self, context: Context) -> fleet_pb2.ReplicaReport | None:
         try:

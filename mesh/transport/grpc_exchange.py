@@ -151,11 +151,10 @@ class GrpcExchange:
             fault = error
         if fault is None and not self._stream and not began:
             fault = MeshError(Code.REPLICA_FAILED)
-        usage = hop.usage
         if fault is None:
             await self._begin(head)
             await _read_out(hop)
-        return Relayed(usage=usage, began=began, fault=fault)
+        return Relayed(began=began, fault=fault)
 
     def wipe(self) -> None:
         """Lets the message go."""

@@ -11,7 +11,7 @@ from typing import Protocol
 from mesh.content.frames import Frame, FrameError, FrameKind, FrameParser
 from mesh.content.parcel import Sealed
 from mesh.errors import Code, MeshError
-from mesh.http1 import ConnectionFailedError, Pool, Response
+from mesh.http1 import ConnectionFailedError, Pool, Response, TooManyConnectionsError
 from mesh.ports import Clock
 from mesh.settings import Address
 from mesh.tls import internal_name
@@ -116,7 +116,7 @@ class HttpHops:
         """Sends a parcel to a replica of this region.
 
         Raises:
-            MeshError: REPLICA_FAILED when it could not be handed over.
+            MeshError: REPLICA_FAILED when it could not be handed over; NO_CAPACITY when too many are under way there.
         """
         return await self._send(to, internal_name(Role.REPLICA, self._here), parcel, head)
 
@@ -124,7 +124,7 @@ class HttpHops:
         """Sends a parcel to a gateway of another region, which must prove to be of that region.
 
         Raises:
-            MeshError: REPLICA_FAILED when it could not be handed over.
+            MeshError: REPLICA_FAILED when it could not be handed over; NO_CAPACITY when too many are under way there.
         """
         return await self._send(to, internal_name(Role.GATEWAY, region), parcel, head)
 
@@ -150,6 +150,8 @@ class HttpHops:
                 headers=headers,
                 body=parcel.open(),
             )
+        except TooManyConnectionsError:
+            raise MeshError(Code.NO_CAPACITY) from None
         except ConnectionFailedError:
             raise MeshError(Code.REPLICA_FAILED) from None
         if response.status != 200:

@@ -38,12 +38,15 @@ class HttpDoor:
         here: Here,
         next_request_id: Callable[[], RequestId],
         openapi: bytes,
+        failed: Callable[[Exception, RequestId], None],
     ) -> None:
+        """Takes what the door hands calls to; `failed` is told of what nobody foresaw, and of which call."""
         self._serve = serve
         self._queries = queries
         self._here = here
         self._next_request_id = next_request_id
         self._openapi = openapi
+        self._failed = failed
 
     async def handle(self, request: Request) -> None:
         """Answers one request."""
@@ -59,13 +62,26 @@ class HttpDoor:
             else:
                 await self._answer(request, request_id)
         except MeshError as error:
-            if request.begun:
-                await request.write(error_event(error))
-                await request.end()
-            else:
-                if error.code is Code.RESIDENCY_REFUSED:
-                    request.last()
-                await request.respond(*error_answer(error, request_id, self._here))
+            fault = error
+        except Exception as error:  # noqa: BLE001 - answered, not raised: its text may be content
+            self._failed(error, request_id)
+            request.last()
+            fault = MeshError(Code.INTERNAL_ERROR)
+        else:
+            return
+        await self._tell(request, request_id, fault)
+
+    async def _tell(self, request: Request, request_id: RequestId, fault: MeshError) -> None:
+        if request.in_pieces:
+            await request.write(error_event(fault))
+            await request.end()
+        elif request.begun:
+            # An answer of one piece: it stands if it is whole, and nothing may be put into it.
+            raise fault
+        else:
+            if fault.code is Code.RESIDENCY_REFUSED:
+                request.last()
+            await request.respond(*error_answer(fault, request_id, self._here))
 
     def fault(self, error: MeshError, _: Request | None) -> tuple[int, Headers, bytes]:
         """How the server's own refusals look: malformed requests, time-outs, what nobody caught."""

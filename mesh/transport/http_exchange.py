@@ -13,7 +13,7 @@ from mesh.errors import Code, MeshError
 from mesh.http1 import Request
 from mesh.transport.answers import EVENTS, JSON, head_headers
 from mesh.transport.hops import FrameHop
-from mesh.types import AnswerHead, Facts, Operation, RequestId, Usage
+from mesh.types import AnswerHead, Facts, Operation, RequestId
 
 MAX_TIMEOUT_S = 300.0
 
@@ -22,7 +22,6 @@ MAX_TIMEOUT_S = 300.0
 class Relayed:
     """How an answer ended; see `gateway.ports.Relayed`."""
 
-    usage: Usage
     began: bool
     fault: MeshError | None
 
@@ -122,15 +121,14 @@ class HttpExchange:
             while frames := await hop.read():
                 for frame in frames:
                     if frame.kind is FrameKind.ERROR:
-                        return Relayed(usage=hop.usage, began=False, fault=error_of(frame))
+                        return Relayed(began=False, fault=error_of(frame))
                     if frame.kind is FrameKind.DATA:
-                        usage = hop.usage
                         await self._request.respond(200, [*head_headers(head), JSON], frame.payload)
                         await _read_out(hop)
-                        return Relayed(usage=usage, began=True, fault=None)
+                        return Relayed(began=True, fault=None)
         except MeshError as error:
-            return Relayed(usage=hop.usage, began=False, fault=error)
-        return Relayed(usage=hop.usage, began=False, fault=MeshError(Code.REPLICA_FAILED))
+            return Relayed(began=False, fault=error)
+        return Relayed(began=False, fault=MeshError(Code.REPLICA_FAILED))
 
     async def _relay_events(self, hop: FrameHop, head: AnswerHead) -> Relayed:
         request, began, ended = self._request, False, False
@@ -160,7 +158,7 @@ class HttpExchange:
                 await request.begin(200, [*head_headers(head), EVENTS, (b"cache-control", b"no-cache")])
             await request.end()
             await _read_out(hop)
-        return Relayed(usage=hop.usage, began=began, fault=fault)
+        return Relayed(began=began, fault=fault)
 
 
 async def _read_out(hop: FrameHop) -> None:

@@ -86,7 +86,7 @@ class PeerExchange:
             fault = error
         if fault is None:
             await request.end()
-        return Relayed(usage=hop.usage, began=began, fault=fault)
+        return Relayed(began=began, fault=fault)
 
     def wipe(self) -> None:
         """Overwrites the body."""
@@ -114,9 +114,11 @@ class PeerDoor:
                 exchange.wipe()
         except MeshError as error:
             frame = error_frame(error)
-            if request.begun:
+            if request.in_pieces:
                 await request.write(frame)
                 await request.end()
+            elif request.begun:
+                raise  # nothing may follow a whole answer
             else:
                 await request.respond(200, _HEADERS, frame)
 

@@ -54,8 +54,10 @@ async def test_outside_the_pin_the_body_is_not_read() -> None:
 async def test_a_suspended_tenant_is_told_so_before_anything_else() -> None:
     world, call = World(at=SG), Call()
     world.set_policy(2, ("VN",), state=TenantState.SUSPENDED)
-    assert (await refused(world, call)).code is Code.TENANT_SUSPENDED
+    error = await refused(world, call)
+    assert (error.code, error.revision) == (Code.TENANT_SUSPENDED, 2)
     assert call.received == 0
+    assert [record.code for record in world.settled] == ["tenant_suspended"]
 
 
 async def test_without_any_policy_nobody_is_told_apart() -> None:

@@ -186,11 +186,11 @@ class Call:
         return Relayed(began=hop.began, fault=fault)
 
 
-def replica(name: str, model: str = "chat", **changes: int) -> Replica:
-    """A ready replica at `<name>:1`."""
+def replica(name: str, model: str = "chat", *, address: str = "", **changes: int) -> Replica:
+    """A ready replica at `address`, or `<name>:1`."""
     fields = {"running": 0, "queued": 0, "slots": 4, "queue_limit": 64} | changes
     return Replica(
-        id=ReplicaId(name), address=f"{name}:1", model=ModelId(model), state=ReplicaState.READY, **fields
+        id=ReplicaId(name), address=address or f"{name}:1", model=ModelId(model), state=ReplicaState.READY, **fields
     )  # fmt: skip
 
 

@@ -122,8 +122,9 @@ async def test_a_stream_is_moved_message_by_message_as_it_comes(pki: Path) -> No
         await exchange.receive(LIMIT_BYTES)
         progress = Frame(FrameKind.PROGRESS, Usage(3, 0), b"")
         one, two, three = (data(chunk(text).SerializeToString(), n) for n, text in enumerate("abc", 1))
-        relayed = await exchange.relay(FakeHop([progress], [one], more, [two, three], [end(3)]), HEAD)
-        usages.append(relayed.usage)
+        hop = FakeHop([progress], [one], more, [two, three], [end(3)])
+        relayed = await exchange.relay(hop, HEAD)
+        usages.append(hop.usage)
         assert relayed.began
         assert relayed.fault is None
 

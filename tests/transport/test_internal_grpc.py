@@ -192,6 +192,20 @@ async def test_a_replica_that_joins_again_stays_when_its_first_stream_ends(pki: 
         assert server.hub.replicas() == ()
 
 
+async def test_a_stream_that_outlives_its_successor_ends_quietly(pki: Path) -> None:
+    async with internal(pki) as server, client(pki, server.port, VN, Role.REPLICA) as channel:
+        stub = fleet_pb2_grpc.FleetStub(channel)
+        first, second = stub.Join(), stub.Join()
+        for call in (first, second):
+            await call.write(report())
+            await call.read()
+        await second.done_writing()
+        assert await second.read() is grpc.aio.EOF
+        await first.write(report())
+        assert await first.read() is grpc.aio.EOF
+        assert await first.code() is grpc.StatusCode.OK
+
+
 @pytest.mark.parametrize(
     ("region", "role"), [(SG, Role.REPLICA), (VN, Role.GATEWAY), (VN, Role.ADMIN), (None, Role.OPERATOR)]
 )
