@@ -107,8 +107,8 @@ def _inference(request: str, whole: str, piece: str | None) -> Schema:
     content: dict[str, object] = {"application/json": {"schema": _ref(whole)}}
     if piece is not None:
         content["text/event-stream"] = {
+            # Of each event, not of the whole: tools read it so.
             "schema": {
-                "type": "string",
                 "description": f"Events `data: {{{piece}}}`, the usage last if it was asked for, then `data: [DONE]`. "
                 "After a fault, `data: {Error}` and no `[DONE]`.",
             }
@@ -208,6 +208,14 @@ def _object(required: tuple[str, ...], properties: Schema, *, closed: bool = Fal
     return schema
 
 
+def _only_with(field: str, kind: str, other: str) -> Schema:
+    """`field` of type `kind` needs `other` to be true."""
+    return {
+        "if": {"properties": {field: {"type": kind}}, "required": [field]},
+        "then": {"properties": {other: {"const": True}}, "required": [other]},
+    }
+
+
 def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
@@ -298,8 +306,23 @@ def _request_schemas() -> Schema:
         "user": {"description": "Never kept in clear.", "anyOf": [string, {"type": "null"}]},
     }
     return {
-        "ChatRequest": _object(("model", "messages"), chat, closed=True),
-        "CompletionRequest": _object(("model", "prompt"), completion, closed=True),
+        "ChatRequest": {
+            **_object(("model", "messages"), chat, closed=True),
+            "allOf": [
+                _only_with("stream_options", "object", "stream"),
+                _only_with("top_logprobs", "integer", "logprobs"),
+                {
+                    "not": {
+                        "properties": {"max_tokens": integer, "max_completion_tokens": integer},
+                        "required": ["max_tokens", "max_completion_tokens"],
+                    }
+                },
+            ],
+        },
+        "CompletionRequest": {
+            **_object(("model", "prompt"), completion, closed=True),
+            "allOf": [_only_with("stream_options", "object", "stream")],
+        },
         "EmbeddingRequest": _object(("model", "input"), embedding, closed=True),
     }
 
