@@ -20,7 +20,9 @@ _HANDSHAKE_S = 10.0
 
 
 def prepare_process(environ: MutableMapping[str, str]) -> None:
-    """Leaves grpc only TLS 1.3, in servers and clients. Call it with `os.environ`, best before grpc is imported.
+    """Leaves grpc only TLS 1.3, in servers and clients, and no words of its own on standard error.
+
+    Call it with `os.environ`, best before grpc is imported.
 
     grpc reads the setting once, at its import. Where that is too late, one of the mesh's own programs starts itself
     again with the setting (it has done nothing yet); any other process is refused.
@@ -33,6 +35,8 @@ def prepare_process(environ: MutableMapping[str, str]) -> None:
         raise MeshError(
             Code.INVALID_SETTINGS, hint="SSLKEYLOGFILE is set: it would write session keys to a file. Unset it."
         )
+    # Its log quotes what peers send, such as the text of a GOAWAY.
+    environ["GRPC_VERBOSITY"] = "NONE"
     name, suites = GRPC_SUITES
     if environ.get(name) == suites:
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from pathlib import Path
 
 import grpc
@@ -73,6 +75,26 @@ async def test_what_nobody_foresaw_is_internal_and_keeps_its_text_to_itself(pki:
         assert info.reason == "INTERNAL_ERROR"
         assert "secret" not in repr(caught.value)
         assert [type(each) for each in door.failures] == [ValueError]
+
+
+async def test_grpc_itself_does_not_write_down_what_a_client_says(pki: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def never(_) -> None:
+        raise AssertionError
+
+    tls = ssl.create_default_context(cafile=str(pki / "doors-ca.pem"))
+    tls.set_alpn_protocols(["h2"])
+    text = b"my secret words"
+    goodbye = (8 + len(text)).to_bytes(3) + b"\x07" + bytes(5) + bytes(4) + (2).to_bytes(4) + text
+    ping = (8).to_bytes(3) + b"\x06" + bytes(5) + bytes(8)
+    async with opened(pki, never) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.server.port, ssl=tls)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5) + goodbye + ping)
+        # Until the ping's answer, or the end: by then the goodbye was read.
+        seen = b""
+        while b"\x06\x01" not in seen and (more := await reader.read(4096)):
+            seen += more
+        writer.close()
+    assert "secret" not in capfd.readouterr().err
 
 
 async def test_a_failure_without_details_gets_the_nearest_code(pki: Path) -> None:
