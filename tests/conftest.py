@@ -1,8 +1,12 @@
-"""What every test shares: one asyncio backend, and one reproducible profile of hypothesis."""
+"""What every test shares: one event loop, and one reproducible profile of hypothesis.
+
+grpc has one poller a process, and fails where an event arrives for a loop that was closed: so all tests share a loop.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncGenerator
 
 import pytest
 from hypothesis import settings
@@ -16,6 +20,11 @@ settings.register_profile("mesh", derandomize=True, deadline=None, max_examples=
 settings.load_profile("mesh")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def one_loop(anyio_backend: str) -> AsyncGenerator[None]:
+    yield  # noqa: PT022 - while it is suspended, the loop lives

@@ -53,20 +53,22 @@ class Relayed(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """A call that has ended, for its one record in the ledger of the region that served or refused it.
+    """A call that has ended: counted where it came in, and recorded once, in the region that served or refused it.
 
     Attributes:
         at_s: Seconds since 1970, UTC, at its end.
+        tenant: None where the key was nobody's.
         key_id: Empty for a call that another region's gateway sent on.
         model: From the catalogue; empty while none was known.
         door: `http`, `grpc` or `peer`.
         code: `ok`, `cancelled` (the client hung up), or a code of the error table.
         entry: The region in which the client called.
+        served_elsewhere: Whether its record stands in the region that it was forwarded to.
     """
 
     request_id: RequestId
     at_s: float
-    tenant: TenantId
+    tenant: TenantId | None
     key_id: str
     operation: Operation
     model: str
@@ -76,6 +78,7 @@ class Settled:
     duration_s: float
     first_byte_s: float | None
     entry: RegionId
+    served_elsewhere: bool
 
 
 class Hop(Protocol):

@@ -269,24 +269,25 @@ class GatewayProgram:
 
     def _settle(self, ledger: Ledger, settled: Settled) -> None:
         first_byte_s = settled.first_byte_s
-        ledger.record(
-            UsageRecord(
-                request_id=settled.request_id,
-                at_s=settled.at_s,
-                region=self._here.region,
-                tenant=settled.tenant,
-                key_id=settled.key_id,
-                operation=settled.operation,
-                model=settled.model,
-                door=settled.door,
-                code=settled.code,
-                prompt_tokens=settled.usage.prompt_tokens,
-                completion_tokens=settled.usage.completion_tokens,
-                duration_ms=int(settled.duration_s * 1000),
-                first_byte_ms=None if first_byte_s is None else int(first_byte_s * 1000),
-                entry_region=settled.entry,
+        if settled.tenant is not None and not settled.served_elsewhere:
+            ledger.record(
+                UsageRecord(
+                    request_id=settled.request_id,
+                    at_s=settled.at_s,
+                    region=self._here.region,
+                    tenant=settled.tenant,
+                    key_id=settled.key_id,
+                    operation=settled.operation,
+                    model=settled.model,
+                    door=settled.door,
+                    code=settled.code,
+                    prompt_tokens=settled.usage.prompt_tokens,
+                    completion_tokens=settled.usage.completion_tokens,
+                    duration_ms=int(settled.duration_s * 1000),
+                    first_byte_ms=None if first_byte_s is None else int(first_byte_s * 1000),
+                    entry_region=settled.entry,
+                )
             )
-        )
         self._telemetry.request_finished(
             settled.operation,
             settled.model,

@@ -27,6 +27,7 @@ from mesh.types import (
     Endpoint,
     Facts,
     Here,
+    KeyId,
     ModelId,
     Operation,
     RegionId,
@@ -116,8 +117,8 @@ class Story(Generic[P, H]):
                 caller = await self._keyring.identify(exchange.credential)
                 account.key_id, account.tenant = caller.key.key_id, caller.policy.tenant
                 account.revision = caller.policy.revision
-                permit = self._permit(caller.policy)
-                await self._carry(exchange, permit, account)
+                key_id, tenant = caller.key.key_id, caller.policy.tenant
+                await self._carry(exchange, lambda: self._permit(key_id, tenant), account)
             code = "ok"
         except asyncio.CancelledError:
             code = CANCELLED
@@ -126,7 +127,7 @@ class Story(Generic[P, H]):
             code = Code.DEADLINE_EXCEEDED
             raise _late(account) from None
         except MeshError as error:
-            code, error.revision = error.code, account.revision
+            code, error.revision = error.code, error.revision or account.revision
             raise
         finally:
             self._record(exchange, account, code, entry=self._here.region)
@@ -145,9 +146,8 @@ class Story(Generic[P, H]):
         code: str = Code.INTERNAL_ERROR
         try:
             async with self._clock.timeout(exchange.timeout_s):
-                permit = self._permit_forwarded(exchange.tenant, exchange.entry)
-                account.revision = permit.revision
-                await self._carry(exchange, permit, account, forwarded=True)
+                tenant, sender = exchange.tenant, exchange.entry
+                await self._carry(exchange, lambda: self._permit_forwarded(tenant, sender), account, forwarded=True)
             code = "ok"
         except asyncio.CancelledError:
             code = CANCELLED
@@ -156,14 +156,18 @@ class Story(Generic[P, H]):
             code = Code.DEADLINE_EXCEEDED
             raise _late(account) from None
         except MeshError as error:
-            code, error.revision = error.code, account.revision
+            code, error.revision = error.code, error.revision or account.revision
             raise
         finally:
             self._record(exchange, account, code, entry=exchange.entry)
 
     # --- decide
 
-    def _permit(self, policy: TenantPolicy) -> Permit:
+    def _permit(self, key_id: KeyId, tenant: TenantId) -> Permit:
+        """What the newest policy allows the holder of a key that was checked."""
+        key, policy = self._book.key(key_id), self._book.tenant(tenant)
+        if key is None or key.revoked or policy is None:
+            raise MeshError(Code.INVALID_API_KEY)
         match decide(policy, self._here):
             case Permit() as permit:
                 return permit
@@ -188,24 +192,29 @@ class Story(Generic[P, H]):
         allowed: tuple[Endpoint, ...] = ()
         if code is Code.RESIDENCY_REFUSED:
             allowed = endpoints_of(policy, self._atlas)
-        return MeshError(code, allowed=allowed)
+        error = MeshError(code, allowed=allowed)
+        error.revision = policy.revision
+        return error
 
     # --- read, choose, move
 
     async def _carry(
         self,
         exchange: Exchange[P, H] | ForwardedExchange[P, H],
-        permit: Permit,
+        permitted: Callable[[], Permit],
         account: _Account,
         *,
         forwarded: bool = False,
     ) -> None:
+        """Reads, chooses and moves. Asks for a permit before the body and before each hop: time passes between."""
+        account.revision = permitted().revision
         facts = await exchange.receive(self._max_body_bytes)
-        model = self._model(permit, facts, exchange.operation, forwarded=forwarded)
-        account.model = model
         tried: set[str] = set()
         fault = MeshError(Code.NO_CAPACITY)
         for _ in range(ATTEMPTS):
+            permit = permitted()
+            account.revision = permit.revision
+            model = account.model = self._model(permit, facts, exchange.operation, forwarded=forwarded)
             route = self._choose(permit, model, tried, forwarded=forwarded)
             if isinstance(route, NoRoute):
                 raise fault
@@ -216,6 +225,9 @@ class Story(Generic[P, H]):
                 revision=permit.revision,
             )
             await exchange.admitted(head)
+            if self._region_of(route) not in regions_for(permitted(), model, self._atlas):
+                # The pin was changed while the client held its content back.
+                raise MeshError(Code.NO_CAPACITY)
             began, failed = await self._attempt(exchange, route, permit, facts, model, head, account)
             if failed is None:
                 return
@@ -322,9 +334,6 @@ class Story(Generic[P, H]):
             span.set("mesh.code", code)
             if code not in ("ok", CANCELLED):
                 span.failed(code)
-        if account.tenant is None or account.served_elsewhere:
-            # Nobody's call, or one whose record stands in the region that served it.
-            return
         now_s = self._clock.now_s()
         self._settle(
             Settled(
@@ -340,6 +349,7 @@ class Story(Generic[P, H]):
                 duration_s=now_s - account.began_s,
                 first_byte_s=None if account.first_byte_s is None else account.first_byte_s - account.began_s,
                 entry=entry,
+                served_elsewhere=account.served_elsewhere,
             )
         )
 

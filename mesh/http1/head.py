@@ -30,7 +30,7 @@ _ONCE = frozenset(
 """Headers whose meaning would depend on which of two is read. So would that of any `mesh-` header."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Head:
     """A request's head. `content_length` is None where the body is chunked, or there is none."""
 

@@ -18,7 +18,7 @@ from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttribu
 from mesh.errors import Code, MeshError
 from mesh.settings import Address
 from mesh.transport.grpc_codec import explanation_message, model_message, resolution_message
-from mesh.transport.grpc_errors import Trailers
+from mesh.transport.grpc_errors import Trailers, abort
 from mesh.transport.grpc_exchange import (
     AdmitExchange,
     GrpcExchange,
@@ -41,6 +41,7 @@ INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 ROUTER = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _QUESTION_BYTES = 65_536
+_HEALTH_WATCHERS = 64
 _CALLS = {
     "Chat": (Operation.CHAT, False),
     "ChatStream": (Operation.CHAT, True),
@@ -80,6 +81,7 @@ class GrpcDoor:
         self._max_body_bytes = max_body_bytes
         self._failed = failed
         self._health = health.HealthServicer()
+        self._watchers = 0
 
     @asynccontextmanager
     async def listen(self, address: Address, credentials: grpc.ServerCredentials) -> AsyncGenerator[GrpcServer]:
@@ -186,9 +188,19 @@ class GrpcDoor:
             _HEALTH,
             {
                 "Check": grpc.unary_unary_rpc_method_handler(self._health.Check, request, response),
-                "Watch": grpc.unary_stream_rpc_method_handler(self._health.Watch, request, response),
+                "Watch": grpc.unary_stream_rpc_method_handler(self._watch_health, request, response),
             },
         )
+
+    async def _watch_health(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        """`Watch`, for a few at a time: it needs no key, and each one holds a call of this server."""
+        if self._watchers >= _HEALTH_WATCHERS:
+            await abort(context, MeshError(Code.RATE_LIMITED, hint="Too many watch the health of this door."))
+        self._watchers += 1
+        try:
+            await self._health.Watch(request, context)
+        finally:
+            self._watchers -= 1
 
 
 def _bytes_handler(handle: Callable[[object, Context], Awaitable[None]]) -> Handler:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from gateway.world import JP, KEY, SG, VN, Call, ScriptedHop, World, load, replica
+from gateway.world import JP, KEY, SG, TENANT, VN, Call, ScriptedHop, World, load, replica
 
 from mesh.errors import Code, MeshError
+from mesh.policy.bundle import TenantKey
 from mesh.routing.fleet import Fleet
-from mesh.types import Operation, TenantId, TenantState, Transfer, Usage
+from mesh.types import AnswerHead, Facts, Operation, TenantId, TenantState, Transfer, Usage
 
 
 async def refused(world: World, call: Call, *, forwarded: bool = False) -> MeshError:
@@ -267,3 +268,46 @@ async def test_a_pin_change_counts_from_the_next_call_on() -> None:
     await world.story.serve(Call())
     world.set_policy(2, ("SG",))
     assert (await refused(world, Call())).code is Code.RESIDENCY_REFUSED
+
+
+async def test_a_pin_that_changes_while_the_body_comes_counts() -> None:
+    world = World(hops={"a:1": [ScriptedHop()]})
+
+    class Slow(Call):
+        async def receive(self, limit_bytes: int) -> Facts:
+            world.set_policy(2, ("SG",))
+            return await super().receive(limit_bytes)
+
+    error = await refused(world, Slow())
+    assert (error.code, error.revision, world.hops.sent) == (Code.RESIDENCY_REFUSED, 2, [])
+
+
+async def test_a_key_that_is_revoked_while_the_body_comes_counts() -> None:
+    world = World(hops={"a:1": [ScriptedHop()]})
+
+    class Slow(Call):
+        async def receive(self, limit_bytes: int) -> Facts:
+            world.book.put_key(TenantKey(key_id=KEY.key_id, tenant=TENANT, hash="", revoked=True))
+            return await super().receive(limit_bytes)
+
+    assert (await refused(world, Slow())).code is Code.INVALID_API_KEY
+    assert world.hops.sent == []
+
+
+async def test_content_held_back_until_the_pin_changed_is_not_sent() -> None:
+    hops = {f"{SG}/g1:1": [ScriptedHop()]}
+    world = World(allowed=("VN", "SG"), transfer=Transfer.WITHIN_ALLOWED, loads=(load(SG, "chat-sg"),), hops=hops)
+
+    class HeldBack(Call):
+        async def admitted(self, head: AnswerHead) -> None:
+            world.set_policy(2, ("VN",), Transfer.WITHIN_ALLOWED)
+
+    assert (await refused(world, HeldBack(model="chat-sg"))).code is Code.NO_CAPACITY
+    assert world.hops.sent == []
+
+
+async def test_every_call_is_counted_and_one_region_records_it() -> None:
+    world = World()
+    await refused(world, Call(credential="mk_x"))
+    assert [(one.code, one.tenant) for one in world.counted] == [(Code.INVALID_API_KEY, None)]
+    assert world.settled == []

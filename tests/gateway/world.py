@@ -217,7 +217,7 @@ class World:
         self.clock = ManualClock()
         self.hasher = CountingHasher()
         self.book = PolicyBook()
-        self.settled: list[Settled] = []
+        self.counted: list[Settled] = []
         self.hops = ScriptedHops({"a:1": [ScriptedHop()]} if hops is None else hops)
         self.fleet = Fleet(replicas=tuple(replicas), regions={one.region: one for one in loads})
         self.set_policy(1, allowed, transfer)
@@ -236,7 +236,7 @@ class World:
             fleet=lambda: self.fleet,
             hops=self.hops,
             peers={SG: [Address("g1", 1), Address("g2", 1)], JP: [Address("g1", 1)]},
-            settle=self.settled.append,
+            settle=self.counted.append,
             start_span=lambda name, *, parent, server: NO_SPAN,
             clock=self.clock,
             coin=coin,
@@ -245,6 +245,11 @@ class World:
         self.answers = Answers(
             here=here, atlas=atlas, book=self.book, keyring=self.keyring, fleet=lambda: self.fleet, clock=self.clock
         )
+
+    @property
+    def settled(self) -> list[Settled]:
+        """The calls whose record stands here."""
+        return [one for one in self.counted if one.tenant is not None and not one.served_elsewhere]
 
     def set_policy(
         self,

@@ -21,8 +21,20 @@ from mesh.http1 import Handler, Limits, Request, Server, listen
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Everything here holds on both event loops."""
+    """Everything here holds on both event loops; run it apart from the tests that share one (scripts/test does)."""
     return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_loop() -> None:
+    """None: each test has the loop that it asks for."""
+
+
+@pytest.fixture(autouse=True)
+async def the_loop_is_the_one_asked_for(anyio_backend: tuple[str, dict[str, bool]]) -> None:
+    """A loop that other tests keep open would be taken silently."""
+    is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+    assert is_uvloop == anyio_backend[1]["use_uvloop"]
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,13 @@
-"""One event loop for these tests: grpc has one poller a process, and fails where an event's loop was closed before."""
+"""Certificates for three regions on loopback."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
 from mesh.embedded.authority import make_pki
 from mesh.types import RegionId
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session", autouse=True)
-async def one_loop(anyio_backend: str) -> AsyncGenerator[None]:
-    yield  # noqa: PT022 - while it is suspended, the loop lives
 
 
 @pytest.fixture(scope="session")

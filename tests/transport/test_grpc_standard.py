@@ -140,3 +140,18 @@ async def test_health_needs_no_key(pki: Path) -> None:
         assert (await watch.read()).status == serving
         await door.door.close()
         assert (await watch.read()).status == not_serving
+
+
+async def test_only_so_many_watch_the_health(pki: Path) -> None:
+    async with opened(pki, story) as door:
+        stub = health_pb2_grpc.HealthStub(door.channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(service="")) for _ in range(64)]
+        for watch in watches:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        one_more = stub.Watch(health_pb2.HealthCheckRequest(service=""))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await one_more.read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.Check(health_pb2.HealthCheckRequest(service=""))).status == health_pb2.HealthCheckResponse.SERVING
+        for watch in watches:
+            watch.cancel()
