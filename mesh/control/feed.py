@@ -93,8 +93,7 @@ class PolicyFeed:
                     heads[at.shard] = item
         async for _, items in self._pages(*layout.POLICIES, pinned):
             self._apply(items, seen)
-        for shard, known in self._known.items():
-            self._drop(known, seen.get(shard, _Held()))
+        self._drop_all_but(seen.values())
         self._known = seen
         self._heads = heads
         self._fetched = {}
@@ -226,6 +225,16 @@ class PolicyFeed:
             tenant = self._book.tenant(at.tenant)
             if key is not None and key.tenant == at.tenant and (tenant is None or tenant.home == at.shard.home):
                 self._book.drop_key(at.key_id)
+
+    def _drop_all_but(self, held: Iterable[_Held]) -> None:
+        """Forgets what is not in a whole read; that a read which failed half-way had put into the book, too."""
+        book, kept = _Held(), _Held()
+        book.tenants.update(policy.tenant for policy in self._book.tenants())
+        book.keys.update(key.key_id for key in self._book.all_keys())
+        for one in held:
+            kept.tenants |= one.tenants
+            kept.keys |= one.keys
+        self._drop(book, kept)
 
     def _drop(self, known: _Held, held: _Held) -> None:
         """Forgets what was known of a shard and is not in a whole read of it."""

@@ -271,3 +271,9 @@ def test_keys_come_back_with_their_tenant() -> None:
         assert [len(held) for held in contents(book)] == [1, 1]
 
     asyncio.run(main())
+
+
+def test_a_load_that_fails_half_way_leaves_nothing_behind() -> None:
+    """A record that it had read is deleted before the next load, whose watch then begins behind the deletion."""
+    pins = [("pin", 0, 0)] * 8 + [("pin", 1, 0)] * 2
+    asyncio.run(run([*pins, ("compact", 1, 0), ("delete", 1, 1)]))
