@@ -148,8 +148,8 @@ class ReplicaThread:
 def close_serve_port() -> None:
     """Keeps Serve from opening a port of its own in this process. Call it before Serve calls the actor initialized.
 
-    For handles of other deployments every replica opens a gRPC port, on all interfaces, in clear text, without the
-    cluster's token, and unpickles what comes. There is no setting for it, and the mesh has no use for it.
+    For handles of other deployments every replica opens a gRPC port, on all interfaces, in clear text, and unpickles
+    what comes. There is no setting for it, and the mesh has no use for it.
 
     Raises:
         MeshError: START_FAILED with a Ray in which it is done otherwise: better no replica than that port.
