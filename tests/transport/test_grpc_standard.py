@@ -152,6 +152,8 @@ async def test_only_so_many_watch_the_health(pki: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await one_more.read()
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert (await stub.Check(health_pb2.HealthCheckRequest(service=""))).status == health_pb2.HealthCheckResponse.SERVING
+        assert (
+            await stub.Check(health_pb2.HealthCheckRequest(service=""))
+        ).status == health_pb2.HealthCheckResponse.SERVING
         for watch in watches:
             watch.cancel()
