@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mesh.embedded.addresses import Addresses, addresses_of, taken
@@ -128,8 +129,8 @@ def _say(row: Row) -> None:
     """Tells whoever listens, and the log."""
     line = json.dumps(row)
     if "ready" not in row:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # the disk is full: no reason to end, still less to end half-way
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

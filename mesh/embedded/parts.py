@@ -21,7 +21,8 @@ from mesh.errors import MeshError
 _LONGEST_PAUSE_S = 10.0
 _TRIES = 5
 _STEADY_S = 30.0
-"""What ran this long had started well: its end begins a new row of failures."""
+"""What was ready this long had started well: its end begins a new row of failures. The time that it took to fail to
+start, a minute for a driver, say, is none of it."""
 LOG_BYTES = 5 * 1024 * 1024
 
 
@@ -45,7 +46,7 @@ class Backoff:
     first_pause_s: float = 0.5
 
     def failed(self, ran_s: float) -> float | None:
-        """Takes note of an end after `ran_s` seconds of work; tells the pause before the next try, None: no more."""
+        """Takes note of an end `ran_s` seconds after it was ready; tells the pause before the next try, or None."""
         self.failures = 1 if ran_s >= _STEADY_S else self.failures + 1
         if self.failures >= _TRIES:
             return None
@@ -75,9 +76,12 @@ class Part:
     backoff: Backoff = field(default_factory=Backoff)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is ready for the first time, or given up."""
+    ready_at_s: float | None = None
+    """When this try became ready, by the loop's clock."""
 
     def ready(self) -> None:
         """It works."""
+        self.ready_at_s = asyncio.get_running_loop().time()
         self.state, self.fault = PartState.READY, None
         self.settled.set()
 
@@ -96,10 +100,13 @@ async def keep(part: Part, attempt: Callable[[], Awaitable[str]]) -> None:
     """Runs `attempt` again and again until it is given up. An attempt returns, in words, how it ended."""
     loop = asyncio.get_running_loop()
     while True:
-        part.state = PartState.STARTING
-        began_s = loop.time()
-        how = await attempt()
-        pause_s = part.backoff.failed(loop.time() - began_s)
+        part.state, part.ready_at_s = PartState.STARTING, None
+        try:
+            how = await attempt()
+        except MeshError as error:
+            # A full disk, say, or no more processes: that ends this try, not the parts that run.
+            how = f"could not be started ({error.hint.removesuffix('.')})"
+        pause_s = part.backoff.failed(0 if part.ready_at_s is None else loop.time() - part.ready_at_s)
         part.ended(how, pause_s)
         if pause_s is None:
             return

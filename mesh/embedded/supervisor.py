@@ -297,8 +297,9 @@ class _Mesh:
         while True:
             owned = self.roll.refresh(without=self.me)
             if set(owned) != recorded:
-                write_record(self.plan.home.records, self.plan.addresses.instance, owned.values())
-                recorded = set(owned)
+                with suppress(MeshError):  # a full disk: tried again, and the marks tell without it
+                    write_record(self.plan.home.records, self.plan.addresses.instance, owned.values())
+                    recorded = set(owned)
             bound_logs(self.plan.home.logs)
             await asyncio.sleep(_LOOK_EVERY_S)
 
@@ -363,7 +364,8 @@ class _Mesh:
         rest = await asyncio.to_thread(end_all, self.roll, without=self.me, grace_s=_REST_GRACE_S)
         with suppress(OSError):
             shutil.rmtree(plan.addresses.temp)
-        plan.home.records.unlink(missing_ok=True)
+        with suppress(OSError):
+            plan.home.records.unlink(missing_ok=True)
         rows = stopped_rows([*ended.values(), *(one for one in rest if one.process not in ended)])
         self.say({"progress": f"stopped: {len(rows)} processes"})
         for caller in self.callers:

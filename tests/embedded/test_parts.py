@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mesh.embedded import parts
 from mesh.embedded.children import Children, children, has_ended
-from mesh.embedded.parts import Backoff, Part, PartState, Program, bound_logs
+from mesh.embedded.parts import Backoff, Part, PartState, Program, bound_logs, keep
 from mesh.embedded.processes import INSTANCE, PART, Process, Roll, end_all, look
 from mesh.errors import Code, MeshError
 
@@ -109,6 +110,45 @@ async def test_a_part_that_fails_its_check_is_ended(tmp_path: Path) -> None:
         assert made.part.given_up
         assert made.part.fault is not None
         assert "It takes TLS 1.2." in made.part.fault
+
+
+async def test_a_part_that_takes_long_to_fail_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever it took, it was never ready.
+    monkeypatch.setattr(parts, "_STEADY_S", 1e-9)
+    async with lab(tmp_path) as made:
+        await made.program("echo x >> starts; exit 3", never).run(made.children, made.roll)
+        assert made.starts() == 5
+        assert made.part.given_up
+
+
+async def test_a_part_that_had_started_well_begins_a_new_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_STEADY_S", 1e-9)
+    async with lab(tmp_path) as made:
+        sixth: asyncio.Event = asyncio.Event()
+        tries = 0
+
+        async def attempt() -> str:
+            nonlocal tries
+            tries += 1
+            if tries == 6:
+                sixth.set()
+            made.part.ready()
+            return "ended"
+
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(keep(made.part, attempt))
+            await sixth.wait()
+            running.cancel()
+        assert not made.part.given_up
+
+
+async def test_a_part_that_cannot_be_started_is_a_failed_try(tmp_path: Path) -> None:
+    async with lab(tmp_path) as made:
+        made.part.log = tmp_path / "no-such-folder" / "part.log"
+        await made.program("exit 0", never).run(made.children, made.roll)
+        assert made.part.given_up
+        assert made.part.fault is not None
+        assert "no-such-folder" in made.part.fault
 
 
 async def test_orphans_belong_to_the_supervisor(tmp_path: Path) -> None:
