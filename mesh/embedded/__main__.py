@@ -68,7 +68,7 @@ def _run(home: Home, regions: Sequence[RegionId], options: argparse.Namespace, e
     known = catalogue()
     cache = cache_folder(environ)
     addresses = addresses_of(home, cache, places(known))
-    roll = Roll(addresses.instance, read_record(home.records))
+    roll = Roll(addresses.instance, read_record(home.records, addresses.instance))
     _clean_up(roll)
     _check_free(addresses, regions)
     make_temp(addresses.temp)

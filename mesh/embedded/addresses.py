@@ -167,6 +167,8 @@ def addresses_of(home: Home, cache: Path, regions: Sequence[RegionId]) -> Addres
             if path != str(home.path) and (Path(path) / "addresses.json").exists()
         }
         kept = _read(home.addresses)
+        if kept is not None and _is_copy(home.addresses, kept, others.values()):
+            kept = None  # with its mark, this home would take the other's processes for its own, and end them
         if kept is not None:
             picked = Addresses(
                 kept.instance, kept.network, kept.ray_base, (*kept.order, *(r for r in regions if r not in kept.order))
@@ -177,6 +179,14 @@ def addresses_of(home: Home, cache: Path, regions: Sequence[RegionId]) -> Addres
             write_private(home.addresses, _text(picked))
         write_private(registry, json.dumps(dict.fromkeys([*others, str(home.path)])))
         return picked
+
+
+def _is_copy(own: Path, kept: Addresses, others: Iterable[Path]) -> bool:
+    """Whether another home that is there has the same mark: one of them is a copy. Two names of one home are none."""
+    marks = ((other, _read(other)) for other in others)
+    return any(
+        found is not None and found.instance == kept.instance and not other.samefile(own) for other, found in marks
+    )
 
 
 def taken(addresses: Iterable[Address]) -> list[Address]:

@@ -354,7 +354,7 @@ def _clear(place: Home, progress: Progress) -> Row:
     if not place.addresses.exists():
         raise _nothing(place)
     addresses = addresses_of(place, cache_folder(_environ()), ())
-    roll = Roll(addresses.instance, read_record(place.records))
+    roll = Roll(addresses.instance, read_record(place.records, addresses.instance))
     owned = roll.refresh(without=os.getpid())
     # The supervisor first: it would start again what it sees end.
     end([one.process for one in owned.values() if one.part == SUPERVISOR], grace_s=_STOP_S)

@@ -12,12 +12,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import Code, MeshError
+
+_FIRST = frozenset({"run", "log", "etcd", "ledger"})
+"""What is made before the addresses are picked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,14 @@ class Home:
         """Makes the folders, for the owner's eyes only.
 
         Raises:
-            MeshError: `start_failed`, saying which folder and why.
+            MeshError: `start_failed`, saying which folder and why; also where it holds what is not a mesh's.
         """
+        with starting():
+            # Its mode and its contents become ours: MESH_HOME=/tmp must not lock everybody out of /tmp.
+            strange = self.path.is_dir() and not self.addresses.exists() and _foreign(self.path)
+        if strange:
+            hint = f"{self.path} holds other things than a mesh. Let MESH_HOME name an empty or a new folder."
+            raise MeshError(Code.START_FAILED, hint=hint)
         for folder in (self.path, self.run, self.logs, self.etcd, self.ledger):
             with starting():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -105,6 +115,12 @@ class Home:
             os.close(descriptor)
 
 
+def _foreign(folder: Path) -> bool:
+    """Whether a folder is for others too: shared, or with folders that no start cut short leaves behind."""
+    shared = bool(folder.stat().st_mode & stat.S_ISVTX)
+    return shared or any(entry.is_dir() and entry.name not in _FIRST for entry in folder.iterdir())
+
+
 @contextmanager
 def starting() -> Generator[None]:
     """Turns an `OSError` of setting a mesh up (disk full, no permission) into words with the file's name."""
@@ -123,7 +139,7 @@ def write_private(path: Path, text: str) -> None:
     """
     half = path.with_name(f".{path.name}.{os.getpid()}")
     with starting():
-        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
         half.replace(path)
 

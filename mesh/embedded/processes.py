@@ -194,10 +194,13 @@ def write_record(path: Path, instance: str, owned: Iterable[Owned]) -> None:
     write_private(path, json.dumps({"boot": boot_id(), "instance": instance, "processes": rows}))
 
 
-def read_record(path: Path) -> list[Owned]:
-    """What `write_record` wrote, if it was in this boot; rows whose pid has another start time do no harm."""
+def read_record(path: Path, instance: str) -> list[Owned]:
+    """What `write_record` wrote, if it was for this mark and in this boot.
+
+    Rows whose pid has another start time do no harm.
+    """
     record = read_json(path)
-    if record.get("boot") != boot_id():
+    if (record.get("boot"), record.get("instance")) != (boot_id(), instance):
         return []
     try:
         rows = cast("list[dict[str, object]]", record["processes"])

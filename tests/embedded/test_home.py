@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -128,6 +129,45 @@ def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Home(tmp_path / "file" / "home").make()
     assert caught.value.code is Code.START_FAILED
     assert str(tmp_path / "file") in caught.value.message
+
+
+def test_a_folder_of_other_things_is_left_as_it_is(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "letters").mkdir()
+    with pytest.raises(MeshError, match="MESH_HOME") as caught:
+        Home(shared).make()
+    assert caught.value.code is Code.START_FAILED
+    assert shared.stat().st_mode & 0o777 == 0o755
+    assert [entry.name for entry in shared.iterdir()] == ["letters"]
+
+
+def test_a_start_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    home(tmp_path / "a")
+    (tmp_path / "a" / "what-it-said").write_text("")
+    assert home(tmp_path / "a").addresses.exists() is False
+    addresses_of(home(tmp_path / "a"), tmp_path / "cache", REGIONS)
+    (tmp_path / "a" / "notes").mkdir()
+    home(tmp_path / "a")
+
+
+def test_a_copy_of_a_home_has_a_mark_of_its_own(tmp_path: Path) -> None:
+    first = addresses_of(home(tmp_path / "a"), tmp_path / "cache", REGIONS)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    other = addresses_of(home(tmp_path / "b"), tmp_path / "cache", REGIONS)
+    assert other.instance != first.instance
+    assert not set(other.listeners(REGIONS)) & set(first.listeners(REGIONS))
+    assert addresses_of(home(tmp_path / "a"), tmp_path / "cache", REGIONS) == first
+    assert addresses_of(home(tmp_path / "b"), tmp_path / "cache", REGIONS) == other
+
+
+def test_a_home_by_another_name_is_the_same(tmp_path: Path) -> None:
+    first = addresses_of(home(tmp_path / "a"), tmp_path / "cache", REGIONS)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert addresses_of(home(tmp_path / "b"), tmp_path / "cache", REGIONS) == first
+    (tmp_path / "b").unlink()
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert addresses_of(home(tmp_path / "c"), tmp_path / "cache", REGIONS) == first
 
 
 def test_private_files(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class Start:
 
 def roll_of(home: Path) -> Roll:
     made = Home(home)
-    return Roll(addresses(home).instance, read_record(made.records))
+    instance = addresses(home).instance
+    return Roll(instance, read_record(made.records, instance))
 
 
 def addresses(home: Path) -> Addresses:

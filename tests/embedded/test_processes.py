@@ -129,15 +129,16 @@ def test_record(tmp_path: Path, start: Start) -> None:
     one = process_of(start(SLEEPER, {}))
     owned = [Owned(one, "etcd", one.pid)]
     record = tmp_path / "processes.json"
-    assert read_record(record) == []
+    assert read_record(record, "x") == []
     write_record(record, "x", owned)
     assert record.stat().st_mode & 0o777 == 0o600
-    assert read_record(record) == owned
+    assert read_record(record, "x") == owned
+    assert read_record(record, "of-another-mesh") == []
     text = record.read_text()
     record.write_text(text.replace('"boot": "', '"boot": "another'))
-    assert read_record(record) == []
+    assert read_record(record, "x") == []
     record.write_text(text[:-10])
-    assert read_record(record) == []
+    assert read_record(record, "x") == []
 
 
 def test_a_name_with_brackets_and_spaces(start: Start, tmp_path: Path) -> None:
