@@ -125,13 +125,16 @@ class Changes:
             if before.key is not None:
                 raise MeshError(Code.INTERNAL_ERROR, hint="A key of this id exists.")  # and may be revoked: for good
             key = TenantKey(key_id=key_id, tenant=tenant, hash=hashed, revoked=False)
-            return Outcome(
-                record,
-                KeyRecord(
-                    key=key, home=self._home, revision=record.policy.revision, created_s=created_s, revoked_s=None
-                ),
-                changed=True,
+            revision = record.policy.revision
+            made = KeyRecord(
+                key=key,
+                home=self._home,
+                created_revision=revision,
+                revision=revision,
+                created_s=created_s,
+                revoked_s=None,
             )
+            return Outcome(record, made, changed=True)
 
         return await self._change(tenant, key_id, edit)
 
@@ -172,7 +175,7 @@ class Changes:
     async def keys(self, tenant: TenantId) -> tuple[KeyRecord, ...]:
         """A tenant's keys, oldest first, revoked ones included."""
         found = [_key_record(item) async for item in self._read(*layout.tenant_range(self._home, tenant))]
-        return tuple(sorted((key for key in found if key), key=lambda key: (key.created_s, key.key.key_id)))
+        return tuple(sorted((key for key in found if key), key=lambda key: key.created_revision))
 
     async def _change_policy(self, tenant: TenantId, edit: Callable[[TenantPolicy], TenantPolicy]) -> Outcome:
         def edit_record(before: _Before) -> Outcome:

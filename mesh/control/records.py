@@ -50,10 +50,11 @@ class TenantRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
-    """A key, the policy revision that its last change made, and when (whole seconds since 1970, UTC)."""
+    """A key, the policy revisions that its making and its last change made, and when (seconds since 1970, UTC)."""
 
     key: TenantKey
     home: RegionId
+    created_revision: Revision
     revision: Revision
     created_s: int
     revoked_s: int | None
@@ -131,6 +132,7 @@ def encode_key(record: KeyRecord) -> bytes:
         hash=record.key.hash,
         state=pb.KEY_STATE_REVOKED if record.key.revoked else pb.KEY_STATE_ACTIVE,
         revision=record.revision,
+        created_revision=record.created_revision,
         created_s=record.created_s,
         revoked_s=record.revoked_s or 0,
     ).SerializeToString(deterministic=True)
@@ -156,6 +158,7 @@ def decode_key(at: layout.KeyKey, value: bytes) -> KeyRecord:
         key=key,
         home=home,
         revision=Revision(wire.revision),
+        created_revision=Revision(wire.created_revision),
         created_s=wire.created_s,
         revoked_s=wire.revoked_s if revoked else None,
     )

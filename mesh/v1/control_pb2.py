@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mesh.v1 import classification_pb2 as mesh_dot_v1_dot_classification__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mesh/v1/control.proto\x12\x07mesh.v1\x1a\x1cmesh/v1/classification.proto\"\xe9\x01\n\x0cPolicyRecord\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\x12\x15\n\x07genesis\x18\x02 \x01(\tB\x04\xc8\xda\x18\x01\x12\x13\n\x05nonce\x18\x03 \x01(\x0c\x42\x04\xc8\xda\x18\x01\x12\x12\n\x04home\x18\x04 \x01(\tB\x04\xc8\xda\x18\x01\x12\x16\n\x08revision\x18\x05 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12)\n\x05state\x18\x06 \x01(\x0e\x32\x14.mesh.v1.TenantStateB\x04\xc8\xda\x18\x01\x12\x15\n\x07\x61llowed\x18\x07 \x03(\tB\x04\xc8\xda\x18\x01\x12)\n\x08transfer\x18\x08 \x01(\x0e\x32\x11.mesh.v1.TransferB\x04\xc8\xda\x18\x01\"\xd1\x01\n\tKeyRecord\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\x12\x14\n\x06key_id\x18\x02 \x01(\tB\x04\xc8\xda\x18\x01\x12\x12\n\x04home\x18\x03 \x01(\tB\x04\xc8\xda\x18\x01\x12\x12\n\x04hash\x18\x04 \x01(\tB\x04\xc8\xda\x18\x01\x12&\n\x05state\x18\x05 \x01(\x0e\x32\x11.mesh.v1.KeyStateB\x04\xc8\xda\x18\x01\x12\x16\n\x08revision\x18\x06 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12\x17\n\tcreated_s\x18\x07 \x01(\x03\x42\x04\xc8\xda\x18\x01\x12\x17\n\trevoked_s\x18\x08 \x01(\x03\x42\x04\xc8\xda\x18\x01\"#\n\nHeadRecord\x12\x15\n\x07\x63hanged\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\"\"\n\x08OpRecord\x12\x16\n\x08revision\x18\x01 \x01(\x04\x42\x04\xc8\xda\x18\x01*`\n\x0bTenantState\x12\x1c\n\x18TENANT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13TENANT_STATE_ACTIVE\x10\x01\x12\x1a\n\x16TENANT_STATE_SUSPENDED\x10\x02*U\n\x08Transfer\x12\x18\n\x14TRANSFER_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRANSFER_NEVER\x10\x01\x12\x1b\n\x17TRANSFER_WITHIN_ALLOWED\x10\x02*R\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10KEY_STATE_ACTIVE\x10\x01\x12\x15\n\x11KEY_STATE_REVOKED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mesh/v1/control.proto\x12\x07mesh.v1\x1a\x1cmesh/v1/classification.proto\"\xe9\x01\n\x0cPolicyRecord\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\x12\x15\n\x07genesis\x18\x02 \x01(\tB\x04\xc8\xda\x18\x01\x12\x13\n\x05nonce\x18\x03 \x01(\x0c\x42\x04\xc8\xda\x18\x01\x12\x12\n\x04home\x18\x04 \x01(\tB\x04\xc8\xda\x18\x01\x12\x16\n\x08revision\x18\x05 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12)\n\x05state\x18\x06 \x01(\x0e\x32\x14.mesh.v1.TenantStateB\x04\xc8\xda\x18\x01\x12\x15\n\x07\x61llowed\x18\x07 \x03(\tB\x04\xc8\xda\x18\x01\x12)\n\x08transfer\x18\x08 \x01(\x0e\x32\x11.mesh.v1.TransferB\x04\xc8\xda\x18\x01\"\xf1\x01\n\tKeyRecord\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\x12\x14\n\x06key_id\x18\x02 \x01(\tB\x04\xc8\xda\x18\x01\x12\x12\n\x04home\x18\x03 \x01(\tB\x04\xc8\xda\x18\x01\x12\x12\n\x04hash\x18\x04 \x01(\tB\x04\xc8\xda\x18\x01\x12&\n\x05state\x18\x05 \x01(\x0e\x32\x11.mesh.v1.KeyStateB\x04\xc8\xda\x18\x01\x12\x16\n\x08revision\x18\x06 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12\x17\n\tcreated_s\x18\x07 \x01(\x03\x42\x04\xc8\xda\x18\x01\x12\x17\n\trevoked_s\x18\x08 \x01(\x03\x42\x04\xc8\xda\x18\x01\x12\x1e\n\x10\x63reated_revision\x18\t \x01(\x04\x42\x04\xc8\xda\x18\x01\"#\n\nHeadRecord\x12\x15\n\x07\x63hanged\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\"\"\n\x08OpRecord\x12\x16\n\x08revision\x18\x01 \x01(\x04\x42\x04\xc8\xda\x18\x01*`\n\x0bTenantState\x12\x1c\n\x18TENANT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13TENANT_STATE_ACTIVE\x10\x01\x12\x1a\n\x16TENANT_STATE_SUSPENDED\x10\x02*U\n\x08Transfer\x12\x18\n\x14TRANSFER_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRANSFER_NEVER\x10\x01\x12\x1b\n\x17TRANSFER_WITHIN_ALLOWED\x10\x02*R\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10KEY_STATE_ACTIVE\x10\x01\x12\x15\n\x11KEY_STATE_REVOKED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,22 +64,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYRECORD'].fields_by_name['created_s']._serialized_options = b'\310\332\030\001'
   _globals['_KEYRECORD'].fields_by_name['revoked_s']._loaded_options = None
   _globals['_KEYRECORD'].fields_by_name['revoked_s']._serialized_options = b'\310\332\030\001'
+  _globals['_KEYRECORD'].fields_by_name['created_revision']._loaded_options = None
+  _globals['_KEYRECORD'].fields_by_name['created_revision']._serialized_options = b'\310\332\030\001'
   _globals['_HEADRECORD'].fields_by_name['changed']._loaded_options = None
   _globals['_HEADRECORD'].fields_by_name['changed']._serialized_options = b'\310\332\030\001'
   _globals['_OPRECORD'].fields_by_name['revision']._loaded_options = None
   _globals['_OPRECORD'].fields_by_name['revision']._serialized_options = b'\310\332\030\001'
-  _globals['_TENANTSTATE']._serialized_start=585
-  _globals['_TENANTSTATE']._serialized_end=681
-  _globals['_TRANSFER']._serialized_start=683
-  _globals['_TRANSFER']._serialized_end=768
-  _globals['_KEYSTATE']._serialized_start=770
-  _globals['_KEYSTATE']._serialized_end=852
+  _globals['_TENANTSTATE']._serialized_start=617
+  _globals['_TENANTSTATE']._serialized_end=713
+  _globals['_TRANSFER']._serialized_start=715
+  _globals['_TRANSFER']._serialized_end=800
+  _globals['_KEYSTATE']._serialized_start=802
+  _globals['_KEYSTATE']._serialized_end=884
   _globals['_POLICYRECORD']._serialized_start=65
   _globals['_POLICYRECORD']._serialized_end=298
   _globals['_KEYRECORD']._serialized_start=301
-  _globals['_KEYRECORD']._serialized_end=510
-  _globals['_HEADRECORD']._serialized_start=512
-  _globals['_HEADRECORD']._serialized_end=547
-  _globals['_OPRECORD']._serialized_start=549
-  _globals['_OPRECORD']._serialized_end=583
+  _globals['_KEYRECORD']._serialized_end=542
+  _globals['_HEADRECORD']._serialized_start=544
+  _globals['_HEADRECORD']._serialized_end=579
+  _globals['_OPRECORD']._serialized_start=581
+  _globals['_OPRECORD']._serialized_end=615
 # @@protoc_insertion_point(module_scope)

@@ -56,7 +56,7 @@ class PolicyRecord(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., genesis: _Optional[str] = ..., nonce: _Optional[bytes] = ..., home: _Optional[str] = ..., revision: _Optional[int] = ..., state: _Optional[_Union[TenantState, str]] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[_Union[Transfer, str]] = ...) -> None: ...
 
 class KeyRecord(_message.Message):
-    __slots__ = ("tenant", "key_id", "home", "hash", "state", "revision", "created_s", "revoked_s")
+    __slots__ = ("tenant", "key_id", "home", "hash", "state", "revision", "created_s", "revoked_s", "created_revision")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     HOME_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class KeyRecord(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     CREATED_S_FIELD_NUMBER: _ClassVar[int]
     REVOKED_S_FIELD_NUMBER: _ClassVar[int]
+    CREATED_REVISION_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     key_id: str
     home: str
@@ -73,7 +74,8 @@ class KeyRecord(_message.Message):
     revision: int
     created_s: int
     revoked_s: int
-    def __init__(self, tenant: _Optional[str] = ..., key_id: _Optional[str] = ..., home: _Optional[str] = ..., hash: _Optional[str] = ..., state: _Optional[_Union[KeyState, str]] = ..., revision: _Optional[int] = ..., created_s: _Optional[int] = ..., revoked_s: _Optional[int] = ...) -> None: ...
+    created_revision: int
+    def __init__(self, tenant: _Optional[str] = ..., key_id: _Optional[str] = ..., home: _Optional[str] = ..., hash: _Optional[str] = ..., state: _Optional[_Union[KeyState, str]] = ..., revision: _Optional[int] = ..., created_s: _Optional[int] = ..., revoked_s: _Optional[int] = ..., created_revision: _Optional[int] = ...) -> None: ...
 
 class HeadRecord(_message.Message):
     __slots__ = ("changed",)

@@ -177,6 +177,9 @@ async def test_the_story_of_a_tenant(tmp_path: Path) -> None:
         (listed,) = (await stub.ListKeys(pb.ListKeysRequest(tenant=acme.tenant))).items
         assert (listed.key_id, listed.key, listed.revoked_at) == (key.key_id, "", "")
         assert listed.created_at.endswith("Z")
+        more = [await stub.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant)) for _ in range(4)]
+        items = (await stub.ListKeys(pb.ListKeysRequest(tenant=acme.tenant))).items
+        assert [item.key_id for item in items] == [made.key_id for made in (key, *more)], "oldest first"
         ended = await stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id))
         assert ended.revoked_at
         assert (await stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id))).revoked_at == ended.revoked_at

@@ -156,7 +156,14 @@ class World:
             transfer=Transfer.WITHIN_ALLOWED,
         )
         key = TenantKey(key_id=KeyId("thief"), tenant=tenant, hash="sha256$11", revoked=False)
-        stolen = KeyRecord(key=key, home=thief, revision=policy.revision, created_s=1, revoked_s=None)
+        stolen = KeyRecord(
+            key=key,
+            home=thief,
+            created_revision=policy.revision,
+            revision=policy.revision,
+            created_s=1,
+            revoked_s=None,
+        )
         shard = layout.shard_of(thief, tenant)
         await self.store.txn(
             [],

@@ -75,7 +75,14 @@ def test_a_record_counts_at_its_own_place_only(record: TenantRecord, other: Regi
 def test_keys_are_read_as_they_were_written(tenant: TenantRecord, revoked: bool) -> None:
     policy = tenant.policy
     key = TenantKey(key_id=KeyId("K" * 12), tenant=policy.tenant, hash="sha256$00", revoked=revoked)
-    record = KeyRecord(key=key, home=policy.home, revision=Revision(7), created_s=5, revoked_s=9 if revoked else None)
+    record = KeyRecord(
+        key=key,
+        home=policy.home,
+        created_revision=Revision(3),
+        revision=Revision(7),
+        created_s=5,
+        revoked_s=9 if revoked else None,
+    )
     at = layout.parse(layout.key_key(policy.home, policy.tenant, key.key_id))
     assert isinstance(at, layout.KeyKey)
     assert records.decode_key(at, records.encode_key(record)) == record
