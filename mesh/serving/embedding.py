@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ class LoadedEncoder:
     keep: object = None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class _Call:
     """One `embed`. `vectors` fill up; `done` is set on the caller's loop when all have come, or with the fault."""
 
@@ -40,11 +40,11 @@ class _Call:
     missing: int
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class _Input:
     call: _Call
     number: int
-    tokens: list[int] = field(repr=False)
+    tokens: list[int]
 
 
 class EmbeddingEngine:

@@ -2,6 +2,8 @@
 
 An engine counts in *sequences*: each of a call's `n` answers is one, and so is each text to embed. It has `slots`
 sequences running at once and at most `queue_limit` waiting; beyond that it refuses with `no_capacity`, at once.
+
+What may hold content has no `repr` of its fields, so that it shows nothing in a traceback or a log.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Sampling:
     """How the next token is chosen, for one sequence.
 
@@ -42,7 +44,7 @@ class Sampling:
     top_logprobs: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Alternative:
     """A token that could have been, and its natural log probability."""
 
@@ -51,7 +53,7 @@ class Alternative:
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TokenLogprob:
     """The token that was chosen, and its likeliest alternatives, likeliest first."""
 
@@ -59,7 +61,7 @@ class TokenLogprob:
     top: tuple[Alternative, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Delta:
     """What a sequence produced since its last delta; several tokens are merged when the reader is slow.
 
@@ -76,7 +78,7 @@ class Delta:
     finish: FinishReason | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Generation:
     """One sequence to generate. `prompt` is token ids, at least one."""
 

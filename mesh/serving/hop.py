@@ -19,7 +19,7 @@ from mesh.serving.answers import AnswerLine, Choice, Renderer
 from mesh.serving.engine import Delta, Engine, FinishReason, Stream, TokenLogprob
 from mesh.serving.hosted import ModelHost
 from mesh.serving.parameters import read_call, read_model
-from mesh.serving.prepare import Work, prepare_chat, prepare_completion, prepare_embedding
+from mesh.serving.prepare import Work, off_loop, prepare_chat, prepare_completion, prepare_embedding
 from mesh.serving.protobuf import Parcel
 from mesh.serving.requests import Call, ChatCall, CompletionCall, EmbeddingCall, Options
 from mesh.telemetry import Log
@@ -81,7 +81,7 @@ class Hop:
             raise MeshError(Code.NOT_FOUND)
         body = await request.body(self._max_body_bytes)
         try:
-            call, engine = self._read(request, operation, body)
+            call, engine = await self._read(request, operation, body)
         finally:
             body[:] = bytes(len(body))
         model = _header(request, b"mesh-model")
@@ -91,15 +91,15 @@ class Hop:
         work = await (prepare_chat if isinstance(call, ChatCall) else prepare_completion)(call, engine)  # pyright: ignore[reportArgumentType]
         await _Generation(work, self._renderer(request, call, model), call.options, answer, self._clock).run(engine)
 
-    def _read(self, request: Request, operation: Operation, body: bytearray) -> tuple[Call, Engine]:
+    async def _read(self, request: Request, operation: Operation, body: bytearray) -> tuple[Call, Engine]:
         streamed = request.header(b"mesh-stream") == b"1"
         parcel: Parcel | None = None
         document: Mapping[str, object] = {}
         if _is_json(request):
-            document = openai_json.decode(body)
+            document = await off_loop(len(body), lambda: openai_json.decode(body))
             model = read_model(document)
         elif request.header(b"content-type") == _PROTOBUF:
-            parcel = Parcel(operation, body)
+            parcel = await off_loop(len(body), lambda: Parcel(operation, body))
             model = parcel.model
         else:
             raise MeshError(Code.UNSUPPORTED_MEDIA_TYPE)
@@ -108,9 +108,11 @@ class Hop:
         engine = self._host.take(model)
         if operation not in OPERATIONS_OF[engine.kind]:
             raise MeshError(Code.UNSUPPORTED_OPERATION, param="model")
-        if parcel is not None:
-            document = parcel.document(stream=streamed)
-        call = read_call(operation, document)
+
+        def read() -> Call:
+            return read_call(operation, document if parcel is None else parcel.document(stream=streamed))
+
+        call = await off_loop(len(body), read)
         if not isinstance(call, EmbeddingCall) and call.options.stream is not streamed:
             raise MeshError(Code.INVALID_PARAMETER, param="stream", hint="It must be what was routed by.")
         return call, engine
@@ -163,13 +165,14 @@ class _Answer:
 
     def __init__(self, request: Request) -> None:
         self._request = request
+        self._cut = False
         self.usage = Usage()
 
     async def send(self, kind: FrameKind, *payloads: bytes) -> None:
         """One frame for each payload, or one without any. Waits while the gateway is slower than we are."""
         if not self._request.begun:
             await self._request.begin(200, _HEAD)
-        await self._request.write(b"".join(encode(kind, self.usage, payload) for payload in payloads or (b"",)))
+        await self._write(b"".join(encode(kind, self.usage, payload) for payload in payloads or (b"",)))
 
     async def finish(self, payloads: Sequence[bytes]) -> None:
         """The last data and the end."""
@@ -178,8 +181,8 @@ class _Answer:
 
     async def fail(self, error: MeshError) -> None:
         """The end of an answer that is not whole."""
-        if self._request.begun and not self._request.in_pieces:
-            raise error  # its last piece is on its way: nothing may follow it
+        if self._cut or (self._request.begun and not self._request.in_pieces):
+            raise error  # a piece may be half out, or its last one is on its way: nothing may follow it
         said: dict[str, str] = {"code": error.code.value}
         if error.param is not None:
             said["param"] = error.param
@@ -191,8 +194,13 @@ class _Answer:
         if not self._request.begun:
             await self._request.respond(200, _HEAD, frames)
             return
-        await self._request.write(frames)
+        await self._write(frames)
         await self._request.end()
+
+    async def _write(self, frames: bytes) -> None:
+        self._cut = True  # until it is out: a deadline can end the wait in the middle of a piece
+        await self._request.write(frames)
+        self._cut = False
 
 
 class _Generation:

@@ -11,8 +11,10 @@ from mesh.errors import Code, MeshError
 from mesh.serving.engine import Engine, Generation, Sampling
 from mesh.serving.requests import ChatCall, CompletionCall, EmbeddingCall, Options, Prompt
 
-_INLINE_CHARACTERS = 16_384
-"""More text than this is tokenized on a thread: the loop must not stand still for one long prompt."""
+_INLINE_SIZE = 16_384
+"""More text than this is parsed and tokenized on a thread: the loop must not stand still for one long body."""
+_ITEM_SIZE = 32
+"""What a message or a prompt costs besides its text, in characters: a body may hold very many that are empty."""
 
 _Made = TypeVar("_Made")
 
@@ -35,8 +37,8 @@ async def prepare_chat(call: ChatCall, engine: Engine) -> Work:
     Raises:
         MeshError: CONTEXT_LENGTH_EXCEEDED.
     """
-    size = sum(len(text) for _, text in call.messages)
-    ids = await _off_loop(size, lambda: engine.tokenizer.render_chat(call.messages))
+    size = sum(len(text) + _ITEM_SIZE for _, text in call.messages)
+    ids = await off_loop(size, lambda: engine.tokenizer.render_chat(call.messages))
     left = engine.context - len(ids)
     asked = call.options.max_tokens
     if left < (asked or 1):
@@ -60,8 +62,7 @@ async def prepare_completion(call: CompletionCall, engine: Engine) -> Work:
         )
     asked = options.max_tokens or 1
     generations: list[Generation] = []
-    for i, prompt in enumerate(call.prompts):
-        ids = await _encode(prompt, engine, engine.context - asked, i, call.path)
+    for ids in await _encode_all(call.prompts, engine, engine.context - asked, call.path):
         generations.extend(_sequences(ids, asked, options))
     return Work(tuple(generations), options.n)
 
@@ -72,12 +73,24 @@ async def prepare_embedding(call: EmbeddingCall, engine: Engine) -> list[Sequenc
     Raises:
         MeshError: As `prepare_completion`.
     """
-    return [await _encode(one, engine, engine.context, i, call.path) for i, one in enumerate(call.inputs)]
+    return await _encode_all(call.inputs, engine, engine.context, call.path)
 
 
-async def _encode(prompt: Prompt, engine: Engine, limit: int, index: int, path: Callable[..., str]) -> Sequence[int]:
+async def off_loop(size: int, work: Callable[[], _Made]) -> _Made:
+    """Does `work` at once where `size`, in bytes or characters of a body, is small, else on a thread."""
+    return work() if size <= _INLINE_SIZE else await asyncio.to_thread(work)
+
+
+async def _encode_all(
+    prompts: Sequence[Prompt], engine: Engine, limit: int, path: Callable[..., str]
+) -> list[Sequence[int]]:
+    size = sum(len(prompt) + _ITEM_SIZE for prompt in prompts)
+    return await off_loop(size, lambda: [_encode(one, engine, limit, i, path) for i, one in enumerate(prompts)])
+
+
+def _encode(prompt: Prompt, engine: Engine, limit: int, index: int, path: Callable[..., str]) -> Sequence[int]:
     if isinstance(prompt, str):
-        ids: Sequence[int] = await _off_loop(len(prompt), lambda: engine.tokenizer.encode(prompt))
+        ids: Sequence[int] = engine.tokenizer.encode(prompt)
         if not ids:
             raise MeshError(Code.INVALID_PARAMETER, param=path(index), hint="It holds nothing that the model reads.")
     else:
@@ -92,10 +105,6 @@ async def _encode(prompt: Prompt, engine: Engine, limit: int, index: int, path: 
                     Code.INVALID_PARAMETER, param=path(index, i), hint=f"Token ids of this model are below {size}."
                 )
     return ids
-
-
-async def _off_loop(characters: int, work: Callable[[], _Made]) -> _Made:
-    return work() if characters <= _INLINE_CHARACTERS else await asyncio.to_thread(work)
 
 
 def _sequences(ids: Sequence[int], max_tokens: int, options: Options) -> tuple[Generation, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import struct
 from collections.abc import Sequence
 
@@ -75,7 +76,7 @@ class JsonCompletion:
         self._line = line
         self._logprobs = logprobs
         self._include_usage = include_usage
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[int, _Offset] = {}
 
     def delta(self, index: int, delta: Delta) -> list[bytes]:
         """Text and the reason for the end in one chunk."""
@@ -110,20 +111,29 @@ class JsonCompletion:
         return _encode(_head(self._line, "text_completion") | {"choices": rows, "usage": _usage(usage)})
 
     def _legacy(self, index: int, tokens: Sequence[TokenLogprob]) -> _Json:
-        offset = self._offsets.get(index, 0)
-        offsets: list[int] = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.chosen.token)
-        self._offsets[index] = offset
+        offset = self._offsets.setdefault(index, _Offset())
         return {
             "tokens": [_legacy_token(token.chosen) for token in tokens],
             "token_logprobs": [finite(token.chosen.logprob) for token in tokens],
             "top_logprobs": [
                 {_legacy_token(one): finite(one.logprob) for one in with_chosen(token)} for token in tokens
             ],
-            "text_offset": offsets,
+            "text_offset": [offset.before(token.chosen.token_bytes) for token in tokens],
         }
+
+
+class _Offset:
+    """Where tokens begin in a text. One that is part of a character begins where the character does."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._characters = 0
+
+    def before(self, token: bytes) -> int:
+        """The characters before the next token."""
+        before = self._characters
+        self._characters += len(self._utf8.decode(token))
+        return before
 
 
 def render_embeddings(model: str, vectors: Sequence[Sequence[float]], usage: Usage, *, as_base64: bool) -> bytes:

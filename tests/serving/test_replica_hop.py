@@ -7,16 +7,17 @@ import base64
 import io
 import json
 import struct
+import threading
 from collections.abc import Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from serving.fake_engine import FakeEngine
+from serving.fake_engine import CharacterTokenizer, FakeEngine
 from serving.fake_request import FakeRequest, as_request
 
 from mesh.content.frames import FrameKind
-from mesh.errors import Code
+from mesh.errors import Code, MeshError
 from mesh.runtime import SystemClock
 from mesh.serving.hop import Hop
 from mesh.serving.hosted import ModelHost
@@ -384,3 +385,58 @@ async def test_a_slow_reader_is_waited_for() -> None:
             request.slow.release()
         await task
     assert request.last.usage == Usage(PROMPT_TOKENS, 20)
+
+
+async def test_nothing_follows_a_piece_that_may_be_half_out() -> None:
+    """A large piece goes out in parts: a deadline can end the wait between two of them."""
+    made = await world(words=[str(i) for i in range(10)])
+    request = made.request("chat", chat(stream=True), STREAM | {"mesh-timeout-ms": "200"})
+    request.slow = asyncio.Semaphore(1)
+    async with asyncio.timeout(30):
+        with pytest.raises(MeshError) as fault:  # the server cuts the connection
+            await made.hop.handle(as_request(request))
+    assert fault.value.code is Code.DEADLINE_EXCEEDED
+    assert [frame.kind for frame in request.frames] == [FrameKind.DATA]
+    assert not request.ended
+    assert not made.chat.running
+
+
+@pytest.mark.parametrize(
+    ("operation", "model", "body"),
+    [
+        ("chat", "m", {"messages": [{"role": "user", "content": ""}] * 2_000}),
+        ("completions", "m", {"prompt": ["x" * 3_000] * 8}),
+        ("embeddings", "e", {"input": ["x"] * 2_000}),
+        ("embeddings", "e", {"input": ["x" * 50] * 1_000}),
+    ],
+)
+async def test_many_small_texts_do_not_hold_the_loop_up(operation: str, model: str, body: dict[str, Any]) -> None:
+    Elsewhere.on.clear()
+    made = await world()
+    for engine in (made.chat, made.embedding):
+        engine.context, engine.slots = 100_000, 100_000
+        engine.tokenizer = Elsewhere()
+    asked = {"model": model} | body | ({"max_tokens": 1} if model == "m" else {})
+    request = await made.call(operation, asked, {"mesh-model": model})
+    assert request.last.kind is FrameKind.END
+    assert Elsewhere.on == {False}
+
+
+async def test_a_large_body_is_not_parsed_on_the_loop() -> None:
+    made = await world()
+    made.host.touched.clear()
+    async with made.calling("chat", chat(stop=[], user="x" * 90_000)) as (request, task):
+        await asyncio.sleep(0)  # it runs up to its first wait
+        assert not made.host.touched.is_set()  # the model is not known yet
+        await task
+    assert request.last.kind is FrameKind.END
+
+
+class Elsewhere(CharacterTokenizer):
+    """Remembers whether it was asked on the loop's own thread."""
+
+    on: ClassVar[set[bool]] = set()
+
+    def encode(self, text: str) -> list[int]:
+        self.on.add(threading.current_thread() is threading.main_thread())
+        return super().encode(text)

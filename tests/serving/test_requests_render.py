@@ -138,6 +138,23 @@ def test_completion_stream() -> None:
     assert (last["choices"], last["usage"]["total_tokens"]) == ([], 5)
 
 
+def test_text_offsets_are_places_in_the_text() -> None:
+    """A character of several tokens is one character of the text, however its tokens come."""
+    pieces = "a 😀b".encode()
+    tokens = tuple(
+        TokenLogprob(Alternative(piece.decode(errors="replace"), piece, -1.0), ())
+        for piece in (b"a ", pieces[2:4], pieces[4:5], pieces[5:6], b"b")
+    )
+    expected = [0, 2, 2, 2, 3]
+    whole = Choice(text=pieces.decode(), logprobs=tokens, finish=FinishReason.STOP)
+    body = render_json.JsonCompletion(LINE, logprobs=True, include_usage=False).whole([whole], USED)
+    assert json.loads(body)["choices"][0]["logprobs"]["text_offset"] == expected
+    renderer = render_json.JsonCompletion(LINE, logprobs=True, include_usage=False)
+    payloads = renderer.delta(0, Delta("a ", 1, tokens[:2])) + renderer.delta(0, Delta("😀b", 5, tokens[2:]))
+    found = [at for chunk in events(payloads) for at in chunk["choices"][0]["logprobs"]["text_offset"]]
+    assert found == expected
+
+
 @pytest.mark.parametrize("as_base64", [False, True])
 def test_embeddings(as_base64: bool) -> None:
     vectors = [[0.5, -0.25], [1.0, 0.0]]

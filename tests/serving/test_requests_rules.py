@@ -9,6 +9,7 @@ import pytest
 
 from mesh.errors import Code, MeshError
 from mesh.serving import openai_json
+from mesh.serving.engine import Alternative, Delta, Generation, Sampling, TokenLogprob
 from mesh.serving.parameters import read_call
 from mesh.serving.protobuf import Parcel
 from mesh.serving.requests import ChatCall, CompletionCall, EmbeddingCall
@@ -456,3 +457,13 @@ def test_calls_show_nothing() -> None:
         call = read(operation)
         assert "Once" not in repr(call)
         assert "Hi" not in repr(call)
+
+
+def test_what_engines_take_and_give_shows_nothing() -> None:
+    said = Alternative("Once", b"Once", -0.5)
+    logprob = TokenLogprob(said, (said,))
+    sampling = Sampling(max_tokens=7, stop=("Once",))
+    delta = Delta("Once", 4711, (logprob,))
+    for one in (said, logprob, sampling, delta, Generation([4711], sampling)):
+        assert "Once" not in repr(one)
+        assert "4711" not in repr(one)
