@@ -18,7 +18,7 @@ from mesh.cli.lifecycle import down, status, up
 from mesh.cli.output import EXIT_REFUSED, EXIT_USAGE, UsageFault, report
 from mesh.cli.regions import models, regions
 from mesh.cli.tenants import keys, pin, routes, tenants, usage
-from mesh.errors import MeshError
+from mesh.errors import Code, MeshError
 
 app = typer.Typer(
     name="mesh",
@@ -53,6 +53,8 @@ def run(arguments: Sequence[str], found: Here) -> int:
     """Runs one command; returns its exit status."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json = "--json" in options
+    if any("\udc80" <= char <= "\udcff" for argument in arguments for char in argument):
+        return report(UsageFault("The arguments are not UTF-8."), as_json=as_json)
     try:
         status = app(list(arguments), prog_name="mesh", standalone_mode=False, obj=found)
     except click.NoArgsIsHelpError:
@@ -67,6 +69,10 @@ def run(arguments: Sequence[str], found: Here) -> int:
         # Whoever read our answer has left: nothing more to say, and nothing to say it to at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_REFUSED
+    except OSError as error:
+        # The mesh's folder, as a rule: its name is too long, or it may not be entered.
+        where = f"{error.filename}: " if error.filename else ""
+        return report(MeshError(Code.INTERNAL_ERROR, hint=f"{where}{error.strerror}."), as_json=as_json)
     return status if isinstance(status, int) else 0
 
 

@@ -11,6 +11,7 @@ import typer
 
 import mesh
 from mesh.embedded.configuration import catalogue
+from mesh.errors import Code, MeshError
 from mesh.settings import Catalogue, load
 
 HOME_VARIABLE = "MESH_HOME"
@@ -89,9 +90,16 @@ class Here:
 
 
 def here(environ: MutableMapping[str, str], supervisor: Supervisor) -> Here:
-    """Finds the mesh's folder: `MESH_HOME`, else `.mesh/` of the checkout, else of the working directory."""
+    """Finds the mesh's folder: `MESH_HOME`, else `.mesh/` of the checkout, else of the working directory.
+
+    Raises:
+        MeshError: INVALID_SETTINGS where `MESH_HOME` begins with the home of a user that is not there.
+    """
     named = environ.get(HOME_VARIABLE)
-    home = Path(named).expanduser().absolute() if named else (checkout() or Path.cwd()) / ".mesh"
+    try:
+        home = Path(named).expanduser().absolute() if named else (checkout() or Path.cwd()) / ".mesh"
+    except RuntimeError:
+        raise MeshError(Code.INVALID_SETTINGS, hint="MESH_HOME begins with '~' of a user that is not there.") from None
     return Here(environ, home, supervisor)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -12,6 +13,7 @@ from mesh.tls import prepare_process
 
 def main() -> None:
     """The `mesh` command."""
+    _open_all()
     environ = os.environ  # noqa: TID251 - a program's start
     try:
         prepare_process(environ)
@@ -22,7 +24,25 @@ def main() -> None:
     from mesh.cli.context import here  # noqa: PLC0415
     from mesh.cli.embedded import Embedded  # noqa: PLC0415
 
-    sys.exit(run(sys.argv[1:], here(environ, Embedded())))
+    try:
+        found = here(environ, Embedded())
+    except MeshError as error:
+        sys.exit(report(error, as_json="--json" in sys.argv))
+    sys.exit(run(sys.argv[1:], found))
+
+
+def _open_all() -> None:
+    """Gives what was started without stdin, stdout or stderr one that leads nowhere; both outputs take any text."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as we live
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows few letters
 
 
 if __name__ == "__main__":

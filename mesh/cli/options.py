@@ -18,6 +18,9 @@ Allow = Annotated[
 ]
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def split(text: str, param: str) -> list[str]:
     """The items of a comma-separated list, each once, in order.
 
@@ -49,17 +52,19 @@ def moment(text: str, param: str) -> datetime:
     """A time by RFC 3339, or a date, which means its first moment in UTC.
 
     Raises:
-        UsageFault: When it is neither, or has no offset.
+        UsageFault: When it is neither, has no offset, or is before 1970.
     """
     try:
         value = datetime.fromisoformat(text)
-    except ValueError:
+        if value.tzinfo is None:
+            value = value.replace(tzinfo=UTC) if len(text) == len("2026-01-31") else None
+        else:
+            value = value.astimezone(UTC)
+    except (ValueError, OverflowError):
         value = None
-    if value is not None and value.tzinfo is None:
-        value = value.replace(tzinfo=UTC) if len(text) == len("2026-01-31") else None
-    if value is None:
+    if value is None or value < _EPOCH:
         raise UsageFault("This is no time: write 2026-01-31 or 2026-01-31T09:00:00Z.", param=param)
-    return value.astimezone(UTC)
+    return value
 
 
 def rfc3339(value: datetime) -> str:

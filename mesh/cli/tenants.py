@@ -201,7 +201,7 @@ def usage(
     """Show what a tenant used: requests and tokens, by region and model."""
     # The second that is running is not over: it is included, so that a call just made is seen.
     until = moment(to, "to") if to else datetime.fromtimestamp(int(time.time()) + 1, UTC)
-    since = moment(from_, "from") if from_ else until - DEFAULT_PERIOD
+    since = moment(from_, "from") if from_ else max(until - DEFAULT_PERIOD, datetime.fromtimestamp(0, UTC))
     if since >= until:
         raise UsageFault("--from must be before --to.", param="from")
 

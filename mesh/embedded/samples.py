@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from mesh.embedded.home import Home, read_json, write_private
+from mesh.errors import Code, MeshError
 from mesh.types import RegionId, Transfer
 from mesh.v1 import admin_pb2, admin_pb2_grpc
 
@@ -38,6 +39,7 @@ async def make_samples(
 
     Raises:
         grpc.aio.AioRpcError: A home's admin did not do it.
+        MeshError: `start_failed` where the ledger has an account whose record the control store lost: no wait helps.
     """
     kept = dict(read_json(home.samples))
     for sample in SAMPLES:
@@ -45,7 +47,16 @@ async def make_samples(
             progress(f"sample tenant {sample.name}: not made, its home {sample.home} is not started")
             continue
         stub = admin_pb2_grpc.AdminStub(admins[sample.home])
-        tenant = await _find(stub, sample) or await _create(stub, sample)
+        try:
+            tenant = await _find(stub, sample) or await _create(stub, sample)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+                raise
+            raise MeshError(
+                Code.START_FAILED,
+                hint=f"The ledger in {home.ledger} knows the sample tenant {sample.name}, the control store in "
+                f"{home.etcd} does not: one of them is of another time. Put it back, or remove {home.path}.",
+            ) from None
         before = cast("Mapping[str, object]", kept.get(sample.name) or {})
         if before.get("tenant") == tenant.tenant and before.get("key"):
             key = str(before["key"])

@@ -143,6 +143,9 @@ USAGE = [
     ["tenant", "create", "x", "--allow", "VN", "--transfer", "CANARY"],
     ["usage", "acme", "--from", "CANARY"],
     ["usage", "acme", "--from", "2026-01-01T00:00:00"],
+    ["usage", "acme", "--to", "0001-01-01"],
+    ["usage", "acme", "--to", "9999-12-31T23:59:59-14:00"],
+    ["tenant", "show", "CANARY\udcff"],
     ["usage", "acme", "--from", "2026-02-01", "--to", "2026-01-01"],
     ["chat", "hello", "CANARY"],
     ["status", "--CANARY"],
@@ -242,6 +245,33 @@ def test_region_and_model_lists_need_no_mesh(tmp_path: Path, capfd: pytest.Captu
 def test_the_folder_of_the_mesh(tmp_path: Path) -> None:
     assert here({"MESH_HOME": str(tmp_path / "a")}, Embedded()).home == tmp_path / "a"
     assert here({}, Embedded()).home == Path(__file__).parents[2] / ".mesh"
+
+
+@pytest.mark.parametrize("named", ["~no-such-user/mesh", "/tmp/" + "a" * 300])
+def test_a_folder_that_cannot_be_is_told_like_any_error(named: str) -> None:
+    for command in (["down"], ["region", "list"], ["up"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "mesh.cli.main", *command, "--json"],
+            env={**os.environ, "MESH_HOME": named},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert set(json.loads(done.stderr.splitlines()[-1])["error"]) >= {"code", "message", "remedy"}
+        assert "Traceback" not in done.stderr
+
+
+def test_without_stdout_or_with_few_letters(tmp_path: Path) -> None:
+    program = f"{sys.executable} -m mesh.cli.main"
+    for command in (f"exec {program} region list --json >&-", f"exec {program} region list --json >&- 2>&- <&-"):
+        assert subprocess.run(["sh", "-c", command], check=False, capture_output=True).stderr == b""
+    environ = {**os.environ, "MESH_HOME": str(tmp_path / "\u2603"), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mesh.cli.main", "down"], env=environ, capture_output=True, check=False
+    )
+    assert done.returncode == 3
+    assert b"Traceback" not in done.stderr
 
 
 def test_no_command_shows_the_help(mesh: World, capfd: pytest.CaptureFixture[str]) -> None:
