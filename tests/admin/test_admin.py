@@ -183,7 +183,7 @@ async def test_the_story_of_a_tenant(tmp_path: Path) -> None:
         ended = await stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id))
         assert ended.revoked_at
         assert (await stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id))).revoked_at == ended.revoked_at
-        assert (await stub.FindTenant(pb.FindTenantRequest(tenant="acme"))).revision == 6
+        assert (await stub.FindTenant(pb.FindTenantRequest(tenant="acme"))).revision == 10
 
         status = await desk.health.Check(health_pb2.HealthCheckRequest(service="mesh.v1.Admin"))
         assert status.status == health_pb2.HealthCheckResponse.SERVING
