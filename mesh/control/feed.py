@@ -109,6 +109,9 @@ class PolicyFeed:
             async for news in watch:
                 match news:
                     case WatchUp():
+                        if await self._went_back():
+                            self._note("policy.store_went_back", revision=self.applied)
+                            return
                         self.live = True
                     case WatchDown(reason):
                         self.live = False
@@ -116,6 +119,14 @@ class PolicyFeed:
                     case WatchBatch(events):
                         for revision, group in groupby(events, key=lambda event: event.mod_revision):
                             await self._change(revision, list(group))
+
+    async def _went_back(self) -> bool:
+        """Whether the store is now older than what was read from it: restored, or begun anew.
+
+        A watch from a revision that it has not reached again would tell of nothing until then.
+        """
+        answer = await self._store.range(Range(layout.HEADS[0]), timeout_s=_READ_TIMEOUT_S)
+        return answer.revision < self.applied
 
     async def _change(self, revision: int, events: list[Event]) -> None:
         """Applies all events of one revision, or reads the shards anew that they do not follow on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -12,11 +13,13 @@ from etcd_lab import Lab, Proxy, running_etcd
 
 from mesh.control.changes import Changes
 from mesh.control.feed import PolicyFeed
+from mesh.control.roles import set_up
 from mesh.control.store import (
     CompactedError,
     Put,
     Range,
     Store,
+    StoreError,
     StoreUnavailableError,
     WatchBatch,
     WatchDown,
@@ -213,6 +216,39 @@ async def test_the_feed_survives_cuts_a_kill_and_compaction(tmp_path: Path) -> N
             await mix(changes, 20)
             await caught_up()
             running.cancel()
+
+
+async def test_the_feed_follows_a_store_that_began_anew(tmp_path: Path) -> None:
+    async with running_etcd(tmp_path) as lab:
+        changes, book = await changes_of(lab), PolicyBook()
+        feed = PolicyFeed(await lab.store(HOME, Role.GATEWAY), book, lab.clock)
+        for number in range(5):
+            await mix(changes, number)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(feed.run())
+            await eventually(lambda: feed.live)
+            before = feed.applied
+            lab.etcd.kill()
+            await eventually(lambda: not feed.live)
+            shutil.rmtree(tmp_path / "data")
+            lab.etcd.start()
+            await set_up_again(lab)
+            tenant = (await changes.create_tenant(b"n" * 16, VN, Transfer.NEVER)).tenant.policy.tenant
+            await eventually(lambda: book.tenant(tenant) is not None)
+            assert feed.applied < before, "the new history has not got as far as the old one had"
+            assert [policy.tenant for policy in book.tenants()] == [tenant]
+            running.cancel()
+
+
+async def set_up_again(lab: Lab) -> None:
+    root = await lab.root()
+    while True:
+        try:
+            await set_up(root, [HOME])
+        except StoreError:
+            await asyncio.sleep(0.1)  # it is starting
+        else:
+            return
 
 
 async def _keep_cutting(proxy: Proxy) -> None:
