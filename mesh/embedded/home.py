@@ -85,6 +85,11 @@ class Home:
         Raises:
             MeshError: `start_failed`, saying which folder and why; also where it holds what is not a mesh's.
         """
+        name = str(self.path)
+        if not name.isprintable() or any(part in name for part in ("?", "%", "{region}")):
+            # A ledger's place is told by a URL, in which these mean something else.
+            hint = "MESH_HOME must not have '?', '%', '{region}' or what cannot be printed in its path."
+            raise MeshError(Code.START_FAILED, hint=hint)
         with starting():
             # Its mode and its contents become ours: MESH_HOME=/tmp must not lock everybody out of /tmp.
             strange = self.path.is_dir() and not self.addresses.exists() and _foreign(self.path)

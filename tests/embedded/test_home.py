@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from mesh.embedded.addresses import Addresses, addresses_of, taken
 from mesh.embedded.configuration import catalogue, chosen, embedded_settings, places, write_settings
@@ -168,6 +169,25 @@ def test_a_home_by_another_name_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "b").unlink()
     (tmp_path / "a").rename(tmp_path / "c")
     assert addresses_of(home(tmp_path / "c"), tmp_path / "cache", REGIONS) == first
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b{x}", "a: 'b\"", "n\u00e4h"])
+def test_a_home_of_any_name_keeps_its_ledgers(tmp_path: Path, name: str) -> None:
+    made, known = home(tmp_path / name), catalogue()
+    picked = addresses_of(made, tmp_path / "cache", places(known))
+    settings = embedded_settings(known, REGIONS, made, picked, tmp_path / "models", "cpu")
+    write_settings(settings, made.config)
+    loaded = load(made.config)
+    assert loaded == settings
+    assert make_url(loaded.ledger.replace("{region}", VN)).database == str(made.ledger / "vn-1.db")
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41", "a\nb", "{region}", "a\udcff"])
+def test_a_name_that_cannot_stand_in_a_url_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MeshError, match="MESH_HOME") as caught:
+        Home(tmp_path / name).make()
+    assert caught.value.code is Code.START_FAILED
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_private_files(tmp_path: Path) -> None:
