@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from e2e.live import JP, SG, VN, Mesh, wait_until
 TEST_TIMEOUT_S = 180
 _FIRST_START_S = 1500
 """The first start of a machine installs packages and converts the weights."""
+
+# A shell that starts this in the background has SIGINT ignored by all that it starts; Ctrl-C is one of the things tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
