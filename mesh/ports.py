@@ -8,7 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol, Self
+
+RHO = 1e-3
+"""By how much the rate of a host's MONOTONIC_RAW may differ from true time."""
+_APART_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """One moment as one host sees it, on three clocks, in seconds.
+
+    What runs out is aged by `most_since`, what is waited for by `least_since`: a clock that is slewed or stops while
+    the machine sleeps then only shortens what may be done and lengthens what must be waited for.
+
+    Attributes:
+        boot_s: CLOCK_BOOTTIME: counts suspend, and may be slewed.
+        raw_s: CLOCK_MONOTONIC_RAW: is not slewed, and stands still in suspend.
+        wall_s: Seconds since 1970, UTC: may be set.
+    """
+
+    boot_s: float
+    raw_s: float
+    wall_s: float
+
+    def most_since(self, earlier: Instant) -> float:
+        """The larger of what the two monotonic clocks say has passed."""
+        return max(self.boot_s - earlier.boot_s, self.raw_s - earlier.raw_s)
+
+    def least_since(self, earlier: Instant) -> float:
+        """The smaller of the two."""
+        return min(self.boot_s - earlier.boot_s, self.raw_s - earlier.raw_s)
+
+    def apart_from(self, earlier: Instant) -> bool:
+        """Whether the wall clock and BOOTTIME have moved apart since: one of them was set, or the process was moved."""
+        elapsed_s = self.boot_s - earlier.boot_s
+        return abs(self.wall_s - earlier.wall_s - elapsed_s) > _APART_S + RHO * max(0.0, elapsed_s)
 
 
 class Clock(Protocol):
@@ -20,6 +56,10 @@ class Clock(Protocol):
 
     def wall_s(self) -> float:
         """Seconds since 1970, UTC. For records, never for deadlines."""
+        ...
+
+    def instant(self) -> Instant:
+        """This moment on all clocks, for authority, deadlines of work and waits of a pin."""
         ...
 
     async def sleep(self, seconds: float) -> None:

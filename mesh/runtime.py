@@ -10,6 +10,8 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
+from mesh.ports import Instant
+
 
 class SystemClock:
     """The host's clock."""
@@ -21,6 +23,14 @@ class SystemClock:
     def wall_s(self) -> float:
         """Seconds since 1970, UTC."""
         return time.time()
+
+    def instant(self) -> Instant:
+        """This moment on all clocks."""
+        return Instant(
+            boot_s=time.clock_gettime(time.CLOCK_BOOTTIME),
+            raw_s=time.clock_gettime(time.CLOCK_MONOTONIC_RAW),
+            wall_s=time.time(),
+        )
 
     async def sleep(self, seconds: float) -> None:
         """Waits on the running loop."""

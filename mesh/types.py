@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 RegionId = NewType("RegionId", str)
 """One site in exactly one jurisdiction, such as `vn-1`."""
@@ -21,8 +21,22 @@ RequestId = NewType("RequestId", str)
 ReplicaId = NewType("ReplicaId", str)
 """16 hex characters, drawn by the replica process."""
 GatewayId = NewType("GatewayId", str)
+MemberId = NewType("MemberId", str)
+"""A gateway process: a UUID that it draws when it starts, and the last part of its grant's key."""
 Revision = NewType("Revision", int)
 """A tenant's own counter: it grows with every change of its policy."""
+
+
+class PolicyNumber(NamedTuple):
+    """Where in the order of a tenant's policy something was done: later is larger, also after a move.
+
+    Attributes:
+        moves: How often the tenant's home has changed.
+        number: Its shard's number: the etcd version of the shard's head.
+    """
+
+    moves: int
+    number: int
 
 
 class Operation(StrEnum):

@@ -39,6 +39,7 @@ from mesh.control.store import (
 )
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import TenantKey, TenantPolicy
+from mesh.policy.shards import shard_of
 from mesh.ports import Clock, Entropy
 from mesh.types import Jurisdiction, KeyId, RegionId, Revision, TenantId, TenantState, Transfer
 
@@ -252,7 +253,7 @@ class Changes:
             changed = layout.key_key(self._home, policy.tenant, outcome.key.key.key_id)
             compares.append(Compare(changed, before.key_at))
             puts.append(Put(changed, encode_key(outcome.key)))
-        puts.append(Put(layout.head_key(layout.shard_of(self._home, policy.tenant)), encode_head(changed)))
+        puts.append(Put(layout.head_key(shard_of(self._home, policy.tenant)), encode_head(changed)))
         puts.append(Put(op_at, encode_op(policy.revision)))
         return (await self._store.txn(compares, puts, timeout_s=self._left_s(deadline_s))).succeeded
 

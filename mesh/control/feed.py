@@ -28,6 +28,7 @@ from mesh.control.store import (
     prefix_end,
 )
 from mesh.policy.bundle import PolicyBook, TenantKey
+from mesh.policy.shards import Shard, shard_of
 from mesh.ports import Clock
 from mesh.telemetry.log import Log
 from mesh.types import KeyId, TenantId
@@ -58,9 +59,9 @@ class PolicyFeed:
         self._book = book
         self._clock = clock
         self._log = log
-        self._heads: dict[layout.Shard, KeyValue] = {}
-        self._fetched: dict[layout.Shard, int] = {}
-        self._known: dict[layout.Shard, _Held] = {}
+        self._heads: dict[Shard, KeyValue] = {}
+        self._fetched: dict[Shard, int] = {}
+        self._known: dict[Shard, _Held] = {}
 
     async def run(self) -> None:
         """Loads and follows, for ever: a store that cannot be read is tried again."""
@@ -82,8 +83,8 @@ class PolicyFeed:
 
     async def _load(self) -> None:
         """Reads everything, as of one revision."""
-        heads: dict[layout.Shard, KeyValue] = {}
-        seen: dict[layout.Shard, _Held] = {}
+        heads: dict[Shard, KeyValue] = {}
+        seen: dict[Shard, _Held] = {}
         pinned = 0
         async for revision, items in self._pages(*layout.HEADS, 0):
             pinned = revision
@@ -130,7 +131,7 @@ class PolicyFeed:
 
     async def _change(self, revision: int, events: list[Event]) -> None:
         """Applies all events of one revision, or reads the shards anew that they do not follow on."""
-        by_shard: dict[layout.Shard, list[Event]] = {}
+        by_shard: dict[Shard, list[Event]] = {}
         for event in events:
             at = layout.parse(event.key)
             if at is not None and revision > self._fetched.get(at.shard, 0):
@@ -146,7 +147,7 @@ class PolicyFeed:
                 self._heads[shard] = head
         self.applied = max(self.applied, revision)
 
-    def _successor(self, shard: layout.Shard, changes: list[Event]) -> KeyValue | None:
+    def _successor(self, shard: Shard, changes: list[Event]) -> KeyValue | None:
         """The head that these changes put, if they are a record or more and the head next to the one applied."""
         heads = [event for event in changes if isinstance(layout.parse(event.key), layout.HeadKey)]
         if len(heads) != 1 or len(changes) == 1 or any(event.value is None for event in changes):
@@ -165,10 +166,10 @@ class PolicyFeed:
         )
         return _as_item(head) if follows else None
 
-    async def _refetch(self, shard: layout.Shard) -> None:
+    async def _refetch(self, shard: Shard) -> None:
         """Reads one shard as of one revision; its events up to there do not count any more."""
         answer = await self._store.range(Range(layout.head_key(shard)), timeout_s=_READ_TIMEOUT_S)
-        prefix, seen = layout.shard_prefix(shard), dict[layout.Shard, _Held]()
+        prefix, seen = layout.shard_prefix(shard), dict[Shard, _Held]()
         async for _, items in self._pages(prefix, prefix_end(prefix), answer.revision):
             self._apply(items, seen)
         held = seen.get(shard, _Held())
@@ -195,7 +196,7 @@ class PolicyFeed:
         at = layout.parse(event.key)
         return isinstance(at, layout.PolicyKey) and event.version > 1 and self._book.tenant(at.tenant) is None
 
-    def _apply(self, items: Iterable[KeyValue], seen: dict[layout.Shard, _Held]) -> None:
+    def _apply(self, items: Iterable[KeyValue], seen: dict[Shard, _Held]) -> None:
         """Puts records into the book, a tenant's before those of its keys, and notes in `seen` what counted."""
         for item in items:
             at = layout.parse(item.key)
@@ -229,7 +230,7 @@ class PolicyFeed:
         """Forgets what has no valid record at its own place. A stray record elsewhere takes nothing away."""
         if isinstance(at, layout.PolicyKey):
             tenant = self._book.tenant(at.tenant)
-            if tenant is not None and layout.shard_of(tenant.home, tenant.tenant) == at.shard:
+            if tenant is not None and shard_of(tenant.home, tenant.tenant) == at.shard:
                 self._book.drop_tenant(at.tenant)
         elif isinstance(at, layout.KeyKey):
             key = self._book.key(at.key_id)

@@ -12,27 +12,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 
 from mesh.control.store import prefix_end
-from mesh.types import KeyId, RegionId, TenantId
+from mesh.policy.shards import Shard, shard_of
+from mesh.types import KeyId, MemberId, RegionId, TenantId
 
-SHARDS = 16
-"""Of each home. A shard's number is its head key's etcd version."""
 _ROOT = "/mesh/"
+GRANTS = (_ROOT + "grant/", _ROOT + "grant0")
+MEMBERS = (_ROOT + "ack/", GRANTS[1])
+"""Acknowledgements and grants: what says who the members are and how far each has come."""
 HEADS = (_ROOT + "head/", _ROOT + "head0")
 POLICIES = (_ROOT + "policy/", _ROOT + "policy0")
 FEED = (HEADS[0], POLICIES[1])
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A sixteenth of a home's tenants. `index` is 0 to 15."""
-
-    home: RegionId
-    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +44,28 @@ class PolicyKey:
 
 
 @dataclass(frozen=True, slots=True)
+class GrantKey:
+    """The key of a member's grant."""
+
+    region: RegionId
+    member: MemberId
+
+
+@dataclass(frozen=True, slots=True)
+class AckKey:
+    """The key of a member's acknowledgement."""
+
+    region: RegionId
+    member: MemberId
+
+
+@dataclass(frozen=True, slots=True)
 class KeyKey:
     """The key of a record of one of a tenant's keys."""
 
     shard: Shard
     tenant: TenantId
     key_id: KeyId
-
-
-def shard_of(home: RegionId, tenant: TenantId) -> Shard:
-    """Where a tenant's records are: for good, as long as its home stays."""
-    return Shard(home, hashlib.sha256(tenant.encode()).digest()[0] % SHARDS)
 
 
 def head_key(shard: Shard) -> str:
@@ -123,6 +127,28 @@ def grant_prefix(region: RegionId) -> str:
 def ack_prefix(region: RegionId) -> str:
     """What the keys of a region's acknowledgements begin with."""
     return f"{_ROOT}ack/{region}/"
+
+
+def grant_key(region: RegionId, member: MemberId) -> str:
+    """The key of a member's grant."""
+    return grant_prefix(region) + member
+
+
+def ack_key(region: RegionId, member: MemberId) -> str:
+    """The key of a member's acknowledgement."""
+    return ack_prefix(region) + member
+
+
+_MEMBER = re.compile(r"/mesh/(?P<kind>grant|ack)/(?P<region>[^/]+)/(?P<member>[^/]+)")
+
+
+def parse_member(key: str) -> GrantKey | AckKey | None:
+    """What a key of `MEMBERS` stands for; None for anything unknown."""
+    found = _MEMBER.fullmatch(key)
+    if found is None:
+        return None
+    kind = GrantKey if found["kind"] == "grant" else AckKey
+    return kind(RegionId(found["region"]), MemberId(found["member"]))
 
 
 _PARSED = re.compile(

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from mesh.control import layout
 from mesh.policy.bundle import TenantKey, TenantPolicy
+from mesh.policy.shards import shard_of
 from mesh.types import Jurisdiction, KeyId, RegionId, Revision, TenantId, TenantState, Transfer
 from mesh.v1 import control_pb2 as pb
 
@@ -101,7 +102,7 @@ def decode_tenant(at: layout.PolicyKey, value: bytes) -> TenantRecord:
     home, tenant = RegionId(wire.home), TenantId(wire.tenant)
     state, transfer = _STATE_OF.get(wire.state), _TRANSFER_OF.get(wire.transfer)
     allowed = tuple(wire.allowed)
-    if (home, tenant) != (at.shard.home, at.tenant) or layout.shard_of(home, tenant) != at.shard:
+    if (home, tenant) != (at.shard.home, at.tenant) or shard_of(home, tenant) != at.shard:
         raise RecordError("place")
     if len(wire.nonce) != NONCE_BYTES or tenant_id(RegionId(wire.genesis), wire.nonce) != tenant:
         raise RecordError("tenant")
@@ -148,7 +149,7 @@ def decode_key(at: layout.KeyKey, value: bytes) -> KeyRecord:
     home, tenant = RegionId(wire.home), TenantId(wire.tenant)
     if (home, tenant, wire.key_id) != (at.shard.home, at.tenant, at.key_id):
         raise RecordError("place")
-    if layout.shard_of(home, tenant) != at.shard:
+    if shard_of(home, tenant) != at.shard:
         raise RecordError("place")
     if wire.state not in (pb.KEY_STATE_ACTIVE, pb.KEY_STATE_REVOKED) or not wire.hash or wire.revision < 1:
         raise RecordError("state, hash or revision")

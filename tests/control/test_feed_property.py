@@ -24,6 +24,7 @@ from mesh.control.records import (
 from mesh.control.store import Delete, Put, StoreUnavailableError
 from mesh.errors import MeshError
 from mesh.policy.bundle import PolicyBook, TenantKey, TenantPolicy
+from mesh.policy.shards import shard_of
 from mesh.runtime import SystemClock
 from mesh.types import Jurisdiction, KeyId, RegionId, TenantState, Transfer
 
@@ -83,7 +84,7 @@ class World:
         if (side, which) in self.gone:
             return  # begun again it would be older than what was seen, and rightly not count
         record = layout.policy_key(home, tenant)
-        head = layout.head_key(layout.shard_of(home, tenant))
+        head = layout.head_key(shard_of(home, tenant))
         try:
             match kind:
                 case "create":
@@ -164,7 +165,7 @@ class World:
             created_s=1,
             revoked_s=None,
         )
-        shard = layout.shard_of(thief, tenant)
+        shard = shard_of(thief, tenant)
         await self.store.txn(
             [],
             [

@@ -15,6 +15,7 @@ from mesh.control.ops import KEPT_S, made_at_s, new_op_id, sweep
 from mesh.control.records import KeyRecord, RecordError, TenantRecord, tenant_id
 from mesh.control.store import Put, Range, prefix_end
 from mesh.policy.bundle import TenantKey, TenantPolicy
+from mesh.policy.shards import SHARDS, Shard, shard_of
 from mesh.runtime import SystemClock, SystemEntropy
 from mesh.settings import JURISDICTIONS
 from mesh.types import KeyId, RegionId, Revision, TenantId, TenantState, Transfer
@@ -58,9 +59,9 @@ def test_tenants_are_read_as_they_were_written(record: TenantRecord, junk: bytes
 def test_a_record_counts_at_its_own_place_only(record: TenantRecord, other: RegionId) -> None:
     value = records.encode_tenant(record)
     at = place(record)
-    wrong = [dataclasses.replace(at, shard=layout.Shard(at.shard.home, (at.shard.index + 1) % layout.SHARDS))]
+    wrong = [dataclasses.replace(at, shard=Shard(at.shard.home, (at.shard.index + 1) % SHARDS))]
     if other != record.policy.home:
-        wrong.append(dataclasses.replace(at, shard=layout.Shard(other, at.shard.index)))
+        wrong.append(dataclasses.replace(at, shard=Shard(other, at.shard.index)))
         # Taken over: the same tenant, said to be at home elsewhere.
         stolen = dataclasses.replace(record, policy=dataclasses.replace(record.policy, home=other))
         with pytest.raises(RecordError):
@@ -108,7 +109,7 @@ def test_no_home_holds_another(one: RegionId, other: RegionId) -> None:
 def test_the_feed_covers_heads_and_policies_and_neither_grants_nor_acks() -> None:
     home, tenant = RegionId("vn-1"), TenantId("t_" + "a" * 16)
     start, end = layout.FEED
-    inside = [layout.policy_key(home, tenant), layout.head_key(layout.shard_of(home, tenant))]
+    inside = [layout.policy_key(home, tenant), layout.head_key(shard_of(home, tenant))]
     assert all(start <= key < end for key in inside)
     assert not any(start <= key < end for key in (layout.grant_prefix(home), layout.ack_prefix(home)))
 
