@@ -26,7 +26,7 @@ from mesh.v1 import classification_pb2 as mesh_dot_v1_dot_classification__pb2
 from mesh.v1 import router_pb2 as mesh_dot_v1_dot_router__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mesh/v1/fleet.proto\x12\x07mesh.v1\x1a\x1cmesh/v1/classification.proto\x1a\x14mesh/v1/router.proto\"\x92\x01\n\rReplicaReport\x12\x14\n\x06number\x18\x01 \x01(\x04\x42\x04\xc8\xda\x18\x02\x12\x15\n\x07replica\x18\x02 \x01(\tB\x04\xc8\xda\x18\x01\x12\x15\n\x07\x61\x64\x64ress\x18\x03 \x01(\tB\x04\xc8\xda\x18\x01\x12\x11\n\x03pid\x18\x04 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12*\n\x06models\x18\x05 \x03(\x0b\x32\x14.mesh.v1.ModelReportB\x04\xc8\xda\x18\x02\"\xc2\x01\n\x0bModelReport\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x15.mesh.v1.ReplicaStateB\x04\xc8\xda\x18\x02\x12\x15\n\x07running\x18\x03 \x01(\rB\x04\xc8\xda\x18\x02\x12\x14\n\x06queued\x18\x04 \x01(\rB\x04\xc8\xda\x18\x02\x12\x13\n\x05slots\x18\x05 \x01(\rB\x04\xc8\xda\x18\x02\x12\x19\n\x0bqueue_limit\x18\x06 \x01(\rB\x04\xc8\xda\x18\x02\x12\x15\n\x07kv_used\x18\x07 \x01(\x02\x42\x04\xc8\xda\x18\x02\"#\n\x0bReplicaSeen\x12\x14\n\x06number\x18\x01 \x01(\x04\x42\x04\xc8\xda\x18\x02\"\x0f\n\rStatusRequest\"\xbf\x01\n\rGatewayStatus\x12\x15\n\x07gateway\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\x12\x11\n\x03pid\x18\x02 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12\x1b\n\rpolicy_loaded\x18\x03 \x01(\x08\x42\x04\xc8\xda\x18\x02\x12\x19\n\x0bpolicy_live\x18\x04 \x01(\x08\x42\x04\xc8\xda\x18\x02\x12.\n\x08replicas\x18\x05 \x03(\x0b\x32\x16.mesh.v1.ReplicaReportB\x04\xc8\xda\x18\x02\x12\x1c\n\x0epolicy_applied\x18\x06 \x01(\x03\x42\x04\xc8\xda\x18\x02\">\n\x11\x45xplainForRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xc8\xda\x18\x03\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xc8\xda\x18\x03*\x96\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x16\n\x12REPLICA_STATE_DEAD\x10\x04\x32\x41\n\x05\x46leet\x12\x38\n\x04Join\x12\x16.mesh.v1.ReplicaReport\x1a\x14.mesh.v1.ReplicaSeen(\x01\x30\x01\x32\x87\x01\n\x07Inspect\x12\x38\n\x06Status\x12\x16.mesh.v1.StatusRequest\x1a\x16.mesh.v1.GatewayStatus\x12\x42\n\nExplainFor\x12\x1a.mesh.v1.ExplainForRequest\x1a\x18.mesh.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mesh/v1/fleet.proto\x12\x07mesh.v1\x1a\x1cmesh/v1/classification.proto\x1a\x14mesh/v1/router.proto\"\xa7\x01\n\rReplicaReport\x12\x14\n\x06number\x18\x01 \x01(\x04\x42\x04\xc8\xda\x18\x02\x12\x15\n\x07replica\x18\x02 \x01(\tB\x04\xc8\xda\x18\x01\x12\x15\n\x07\x61\x64\x64ress\x18\x03 \x01(\tB\x04\xc8\xda\x18\x01\x12\x11\n\x03pid\x18\x04 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12*\n\x06models\x18\x05 \x03(\x0b\x32\x14.mesh.v1.ModelReportB\x04\xc8\xda\x18\x02\x12\x13\n\x05heard\x18\x06 \x01(\x04\x42\x04\xc8\xda\x18\x02\"\xc2\x01\n\x0bModelReport\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x15.mesh.v1.ReplicaStateB\x04\xc8\xda\x18\x02\x12\x15\n\x07running\x18\x03 \x01(\rB\x04\xc8\xda\x18\x02\x12\x14\n\x06queued\x18\x04 \x01(\rB\x04\xc8\xda\x18\x02\x12\x13\n\x05slots\x18\x05 \x01(\rB\x04\xc8\xda\x18\x02\x12\x19\n\x0bqueue_limit\x18\x06 \x01(\rB\x04\xc8\xda\x18\x02\x12\x15\n\x07kv_used\x18\x07 \x01(\x02\x42\x04\xc8\xda\x18\x02\"\x84\x01\n\x0bReplicaSeen\x12\x14\n\x06number\x18\x01 \x01(\x04\x42\x04\xc8\xda\x18\x02\x12\x15\n\x07message\x18\x02 \x01(\x04\x42\x04\xc8\xda\x18\x02\x12\"\n\x05holds\x18\x03 \x03(\x0b\x32\r.mesh.v1.HoldB\x04\xc8\xda\x18\x03\x12$\n\x06\x66\x65nces\x18\x04 \x03(\x0b\x32\x0e.mesh.v1.FenceB\x04\xc8\xda\x18\x03\"x\n\x04Hold\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xc8\xda\x18\x03\x12\x12\n\x04ping\x18\x02 \x01(\x04\x42\x04\xc8\xda\x18\x02\x12\x15\n\x07left_ms\x18\x03 \x01(\x04\x42\x04\xc8\xda\x18\x02\x12\x13\n\x05moves\x18\x04 \x01(\rB\x04\xc8\xda\x18\x01\x12\x1a\n\x0cshard_number\x18\x05 \x01(\x04\x42\x04\xc8\xda\x18\x01\"d\n\x05\x46\x65nce\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xc8\xda\x18\x03\x12\x13\n\x05moves\x18\x02 \x01(\rB\x04\xc8\xda\x18\x01\x12\x1a\n\x0cshard_number\x18\x03 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12\x14\n\x06key_id\x18\x04 \x01(\tB\x04\xc8\xda\x18\x03\"\x0f\n\rStatusRequest\"\xbf\x01\n\rGatewayStatus\x12\x15\n\x07gateway\x18\x01 \x01(\tB\x04\xc8\xda\x18\x01\x12\x11\n\x03pid\x18\x02 \x01(\x04\x42\x04\xc8\xda\x18\x01\x12\x1b\n\rpolicy_loaded\x18\x03 \x01(\x08\x42\x04\xc8\xda\x18\x02\x12\x19\n\x0bpolicy_live\x18\x04 \x01(\x08\x42\x04\xc8\xda\x18\x02\x12.\n\x08replicas\x18\x05 \x03(\x0b\x32\x16.mesh.v1.ReplicaReportB\x04\xc8\xda\x18\x02\x12\x1c\n\x0epolicy_applied\x18\x06 \x01(\x03\x42\x04\xc8\xda\x18\x02\">\n\x11\x45xplainForRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xc8\xda\x18\x03\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xc8\xda\x18\x03*\x96\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x16\n\x12REPLICA_STATE_DEAD\x10\x04\x32\x41\n\x05\x46leet\x12\x38\n\x04Join\x12\x16.mesh.v1.ReplicaReport\x1a\x14.mesh.v1.ReplicaSeen(\x01\x30\x01\x32\x87\x01\n\x07Inspect\x12\x38\n\x06Status\x12\x16.mesh.v1.StatusRequest\x1a\x16.mesh.v1.GatewayStatus\x12\x42\n\nExplainFor\x12\x1a.mesh.v1.ExplainForRequest\x1a\x18.mesh.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICAREPORT'].fields_by_name['pid']._serialized_options = b'\310\332\030\001'
   _globals['_REPLICAREPORT'].fields_by_name['models']._loaded_options = None
   _globals['_REPLICAREPORT'].fields_by_name['models']._serialized_options = b'\310\332\030\002'
+  _globals['_REPLICAREPORT'].fields_by_name['heard']._loaded_options = None
+  _globals['_REPLICAREPORT'].fields_by_name['heard']._serialized_options = b'\310\332\030\002'
   _globals['_MODELREPORT'].fields_by_name['model']._loaded_options = None
   _globals['_MODELREPORT'].fields_by_name['model']._serialized_options = b'\310\332\030\001'
   _globals['_MODELREPORT'].fields_by_name['state']._loaded_options = None
@@ -59,6 +61,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELREPORT'].fields_by_name['kv_used']._serialized_options = b'\310\332\030\002'
   _globals['_REPLICASEEN'].fields_by_name['number']._loaded_options = None
   _globals['_REPLICASEEN'].fields_by_name['number']._serialized_options = b'\310\332\030\002'
+  _globals['_REPLICASEEN'].fields_by_name['message']._loaded_options = None
+  _globals['_REPLICASEEN'].fields_by_name['message']._serialized_options = b'\310\332\030\002'
+  _globals['_REPLICASEEN'].fields_by_name['holds']._loaded_options = None
+  _globals['_REPLICASEEN'].fields_by_name['holds']._serialized_options = b'\310\332\030\003'
+  _globals['_REPLICASEEN'].fields_by_name['fences']._loaded_options = None
+  _globals['_REPLICASEEN'].fields_by_name['fences']._serialized_options = b'\310\332\030\003'
+  _globals['_HOLD'].fields_by_name['tenant']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['tenant']._serialized_options = b'\310\332\030\003'
+  _globals['_HOLD'].fields_by_name['ping']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['ping']._serialized_options = b'\310\332\030\002'
+  _globals['_HOLD'].fields_by_name['left_ms']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['left_ms']._serialized_options = b'\310\332\030\002'
+  _globals['_HOLD'].fields_by_name['moves']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['moves']._serialized_options = b'\310\332\030\001'
+  _globals['_HOLD'].fields_by_name['shard_number']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['shard_number']._serialized_options = b'\310\332\030\001'
+  _globals['_FENCE'].fields_by_name['tenant']._loaded_options = None
+  _globals['_FENCE'].fields_by_name['tenant']._serialized_options = b'\310\332\030\003'
+  _globals['_FENCE'].fields_by_name['moves']._loaded_options = None
+  _globals['_FENCE'].fields_by_name['moves']._serialized_options = b'\310\332\030\001'
+  _globals['_FENCE'].fields_by_name['shard_number']._loaded_options = None
+  _globals['_FENCE'].fields_by_name['shard_number']._serialized_options = b'\310\332\030\001'
+  _globals['_FENCE'].fields_by_name['key_id']._loaded_options = None
+  _globals['_FENCE'].fields_by_name['key_id']._serialized_options = b'\310\332\030\003'
   _globals['_GATEWAYSTATUS'].fields_by_name['gateway']._loaded_options = None
   _globals['_GATEWAYSTATUS'].fields_by_name['gateway']._serialized_options = b'\310\332\030\001'
   _globals['_GATEWAYSTATUS'].fields_by_name['pid']._loaded_options = None
@@ -75,22 +101,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINFORREQUEST'].fields_by_name['tenant']._serialized_options = b'\310\332\030\003'
   _globals['_EXPLAINFORREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_EXPLAINFORREQUEST'].fields_by_name['model']._serialized_options = b'\310\332\030\003'
-  _globals['_REPLICASTATE']._serialized_start=743
-  _globals['_REPLICASTATE']._serialized_end=893
+  _globals['_REPLICASTATE']._serialized_start=1086
+  _globals['_REPLICASTATE']._serialized_end=1236
   _globals['_REPLICAREPORT']._serialized_start=85
-  _globals['_REPLICAREPORT']._serialized_end=231
-  _globals['_MODELREPORT']._serialized_start=234
-  _globals['_MODELREPORT']._serialized_end=428
-  _globals['_REPLICASEEN']._serialized_start=430
-  _globals['_REPLICASEEN']._serialized_end=465
-  _globals['_STATUSREQUEST']._serialized_start=467
-  _globals['_STATUSREQUEST']._serialized_end=482
-  _globals['_GATEWAYSTATUS']._serialized_start=485
-  _globals['_GATEWAYSTATUS']._serialized_end=676
-  _globals['_EXPLAINFORREQUEST']._serialized_start=678
-  _globals['_EXPLAINFORREQUEST']._serialized_end=740
-  _globals['_FLEET']._serialized_start=895
-  _globals['_FLEET']._serialized_end=960
-  _globals['_INSPECT']._serialized_start=963
-  _globals['_INSPECT']._serialized_end=1098
+  _globals['_REPLICAREPORT']._serialized_end=252
+  _globals['_MODELREPORT']._serialized_start=255
+  _globals['_MODELREPORT']._serialized_end=449
+  _globals['_REPLICASEEN']._serialized_start=452
+  _globals['_REPLICASEEN']._serialized_end=584
+  _globals['_HOLD']._serialized_start=586
+  _globals['_HOLD']._serialized_end=706
+  _globals['_FENCE']._serialized_start=708
+  _globals['_FENCE']._serialized_end=808
+  _globals['_STATUSREQUEST']._serialized_start=810
+  _globals['_STATUSREQUEST']._serialized_end=825
+  _globals['_GATEWAYSTATUS']._serialized_start=828
+  _globals['_GATEWAYSTATUS']._serialized_end=1019
+  _globals['_EXPLAINFORREQUEST']._serialized_start=1021
+  _globals['_EXPLAINFORREQUEST']._serialized_end=1083
+  _globals['_FLEET']._serialized_start=1238
+  _globals['_FLEET']._serialized_end=1303
+  _globals['_INSPECT']._serialized_start=1306
+  _globals['_INSPECT']._serialized_end=1441
 # @@protoc_insertion_point(module_scope)

@@ -23,18 +23,20 @@ REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_DEAD: ReplicaState
 
 class ReplicaReport(_message.Message):
-    __slots__ = ("number", "replica", "address", "pid", "models")
+    __slots__ = ("number", "replica", "address", "pid", "models", "heard")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    HEARD_FIELD_NUMBER: _ClassVar[int]
     number: int
     replica: str
     address: str
     pid: int
     models: _containers.RepeatedCompositeFieldContainer[ModelReport]
-    def __init__(self, number: _Optional[int] = ..., replica: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelReport, _Mapping]]] = ...) -> None: ...
+    heard: int
+    def __init__(self, number: _Optional[int] = ..., replica: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelReport, _Mapping]]] = ..., heard: _Optional[int] = ...) -> None: ...
 
 class ModelReport(_message.Message):
     __slots__ = ("model", "state", "running", "queued", "slots", "queue_limit", "kv_used")
@@ -55,10 +57,42 @@ class ModelReport(_message.Message):
     def __init__(self, model: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., running: _Optional[int] = ..., queued: _Optional[int] = ..., slots: _Optional[int] = ..., queue_limit: _Optional[int] = ..., kv_used: _Optional[float] = ...) -> None: ...
 
 class ReplicaSeen(_message.Message):
-    __slots__ = ("number",)
+    __slots__ = ("number", "message", "holds", "fences")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    FENCES_FIELD_NUMBER: _ClassVar[int]
     number: int
-    def __init__(self, number: _Optional[int] = ...) -> None: ...
+    message: int
+    holds: _containers.RepeatedCompositeFieldContainer[Hold]
+    fences: _containers.RepeatedCompositeFieldContainer[Fence]
+    def __init__(self, number: _Optional[int] = ..., message: _Optional[int] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ..., fences: _Optional[_Iterable[_Union[Fence, _Mapping]]] = ...) -> None: ...
+
+class Hold(_message.Message):
+    __slots__ = ("tenant", "ping", "left_ms", "moves", "shard_number")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
+    LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    SHARD_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    ping: int
+    left_ms: int
+    moves: int
+    shard_number: int
+    def __init__(self, tenant: _Optional[str] = ..., ping: _Optional[int] = ..., left_ms: _Optional[int] = ..., moves: _Optional[int] = ..., shard_number: _Optional[int] = ...) -> None: ...
+
+class Fence(_message.Message):
+    __slots__ = ("tenant", "moves", "shard_number", "key_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    SHARD_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    moves: int
+    shard_number: int
+    key_id: str
+    def __init__(self, tenant: _Optional[str] = ..., moves: _Optional[int] = ..., shard_number: _Optional[int] = ..., key_id: _Optional[str] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()

@@ -48,7 +48,8 @@ class FleetServicer:
     """
 
     def Join(self, request_iterator, context):
-        """Join sends a report at once, at every change, and once a second; the gateway answers each with its number.
+        """Join sends a report at once, at every change, and once a second; the gateway answers each with its number, and
+        says of its own accord what changed in how long the replica may go on working.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
