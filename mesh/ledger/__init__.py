@@ -2,6 +2,15 @@
 
 from mesh.ledger.accounts import Account, AccountExistsError
 from mesh.ledger.ledger import Ledger, open_ledger
-from mesh.ledger.records import OK, UsageRecord, UsageSum
+from mesh.ledger.records import OK, Disclosure, UsageRecord, UsageSum
 
-__all__ = ["OK", "Account", "AccountExistsError", "Ledger", "UsageRecord", "UsageSum", "open_ledger"]
+__all__ = [
+    "OK",
+    "Account",
+    "AccountExistsError",
+    "Disclosure",
+    "Ledger",
+    "UsageRecord",
+    "UsageSum",
+    "open_ledger",
+]

@@ -18,9 +18,9 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
 from mesh.ledger.accounts import Account, AccountExistsError
-from mesh.ledger.records import FAILED_AFTER_ROUTING, OK, UsageRecord, UsageSum
-from mesh.ledger.tables import ACCOUNTS, USAGE
-from mesh.types import RegionId, TenantId
+from mesh.ledger.records import FAILED_AFTER_ROUTING, OK, Disclosure, UsageRecord, UsageSum
+from mesh.ledger.tables import ACCOUNTS, DISCLOSURES, USAGE
+from mesh.types import Jurisdiction, RegionId, RequestId, TenantId
 
 _BUSY_MS = 5_000
 _MIGRATION_LOCK = 0x6D657368  # "mesh", for PostgreSQL's advisory locks
@@ -56,11 +56,15 @@ class Database:
         """Closes all connections."""
         self._engine.dispose()
 
-    def add_usage(self, records: Sequence[UsageRecord]) -> None:
+    def add(self, records: Sequence[UsageRecord | Disclosure]) -> None:
         """Writes records in one transaction; one that is there already stays as it is."""
-        rows = [_row(record) for record in records]
+        used = [_row(record) for record in records if isinstance(record, UsageRecord)]
+        disclosed = [_disclosure_row(record) for record in records if isinstance(record, Disclosure)]
         with self._engine.begin() as connection:
-            connection.execute(self._insert_usage(), rows)
+            if used:
+                connection.execute(self._insert(USAGE), used)
+            if disclosed:
+                connection.execute(self._insert(DISCLOSURES), disclosed)
 
     def usage(self, tenant: TenantId, from_s: int, to_s: int) -> list[UsageSum]:
         """Sums of [from_s, to_s) by region and model."""
@@ -91,6 +95,36 @@ class Database:
                     completion_tokens=int(completion_tokens),
                 )
                 for region, model, requests, refused, prompt_tokens, completion_tokens in connection.execute(query)
+            ]
+
+    def disclosures(
+        self, tenant: TenantId, from_s: int, to_s: int, after: tuple[int, RequestId] | None, limit: int
+    ) -> list[Disclosure]:
+        """Those of [from_s, to_s) in the order of time, and of ids within a millisecond; those behind `after` only."""
+        table = DISCLOSURES.c
+        place = sa.tuple_(table.at_ms, table.request_id)
+        query = (
+            sa.select(
+                table.request_id, table.at_ms, table.region, table.jurisdiction, table.tenant, table.key_id, table.door
+            )
+            .where(table.tenant == tenant, table.at_ms >= from_s * 1000, table.at_ms < to_s * 1000)
+            .order_by(table.at_ms, table.request_id)
+            .limit(limit)
+        )
+        if after is not None:
+            query = query.where(place > after)
+        with self._engine.connect() as connection:
+            return [
+                Disclosure(
+                    request_id=RequestId(request_id),
+                    at_ms=at_ms,
+                    region=RegionId(region),
+                    jurisdiction=Jurisdiction(jurisdiction),
+                    tenant=TenantId(of),
+                    key_id=key_id,
+                    door=door,
+                )
+                for request_id, at_ms, region, jurisdiction, of, key_id, door in connection.execute(query)
             ]
 
     def add_account(self, account: Account) -> None:
@@ -142,10 +176,10 @@ class Database:
             for tenant, home, name, nonce, created_s, ready in rows
         ]
 
-    def _insert_usage(self) -> sa.Executable:
+    def _insert(self, table: sa.Table) -> sa.Executable:
         if self._engine.dialect.name == "postgresql":
-            return postgresql.insert(USAGE).on_conflict_do_nothing()
-        return sqlite.insert(USAGE).on_conflict_do_nothing()
+            return postgresql.insert(table).on_conflict_do_nothing()
+        return sqlite.insert(table).on_conflict_do_nothing()
 
 
 def _row(record: UsageRecord) -> dict[str, object]:
@@ -165,6 +199,19 @@ def _row(record: UsageRecord) -> dict[str, object]:
         "duration_ms": record.duration_ms,
         "first_byte_ms": record.first_byte_ms,
         "entry_region": record.entry_region,
+    }
+
+
+def _disclosure_row(record: Disclosure) -> dict[str, object]:
+    return {
+        "day": record.at_ms // (_DAY_S * 1000),
+        "request_id": record.request_id,
+        "at_ms": record.at_ms,
+        "region": record.region,
+        "jurisdiction": record.jurisdiction,
+        "tenant": record.tenant,
+        "key_id": record.key_id,
+        "door": record.door,
     }
 
 

@@ -19,10 +19,10 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from mesh.errors import Code, MeshError
 from mesh.ledger.accounts import Account
 from mesh.ledger.database import Database
-from mesh.ledger.records import UsageRecord, UsageSum
+from mesh.ledger.records import Disclosure, UsageRecord, UsageSum
 from mesh.ports import Clock, TaskFactory
 from mesh.telemetry import Log
-from mesh.types import RegionId, TenantId
+from mesh.types import RegionId, RequestId, TenantId
 
 QUEUE = 20_000
 """Records that may wait."""
@@ -52,12 +52,12 @@ class Ledger:
         self._clock = clock
         self._log = log
         self._pool = pool
-        self._waiting: deque[UsageRecord] = deque()
+        self._waiting: deque[UsageRecord | Disclosure] = deque()
         self._wake = asyncio.Event()
         self._closing = False
         self._done = asyncio.Event()
 
-    def record(self, record: UsageRecord) -> None:
+    def record(self, record: UsageRecord | Disclosure) -> None:
         """Keeps a record. Never waits and never fails: with a full queue it is dropped and counted."""
         if len(self._waiting) >= QUEUE or self._closing:
             self._drop(1)
@@ -72,6 +72,20 @@ class Ledger:
             MeshError: `internal_error` where the ledger cannot be read in time; so for every method below.
         """
         return await self._in_thread(lambda: self._database.usage(tenant, from_s, to_s))
+
+    async def disclosures(
+        self, tenant: TenantId, from_s: int, to_s: int, *, after: tuple[int, RequestId] | None = None, limit: int
+    ) -> list[Disclosure]:
+        """Calls of a tenant that this region refused because it is outside the pin, in [from_s, to_s), oldest first.
+
+        Args:
+            tenant: Whose.
+            from_s: Seconds since 1970, UTC.
+            to_s: Seconds since 1970, UTC; not included.
+            after: Time in milliseconds and id of the last one that is known already.
+            limit: At most so many.
+        """
+        return await self._in_thread(lambda: self._database.disclosures(tenant, from_s, to_s, after, limit))
 
     async def add_account(self, account: Account) -> None:
         """Adds an account.
@@ -137,12 +151,12 @@ class Ledger:
             await self._clock.sleep(BATCH_S)
         return bool(self._waiting) or not self._closing
 
-    async def _commit(self, batch: list[UsageRecord]) -> bool:
+    async def _commit(self, batch: list[UsageRecord | Disclosure]) -> bool:
         """Whether a batch needs no more attempt."""
         if not batch:
             return True
         try:
-            await _await(self._pool, lambda: self._database.add_usage(batch))
+            await _await(self._pool, lambda: self._database.add(batch))
         except OperationalError as error:
             # Full disk, locked or unreachable database: it may be better soon.
             self.faults += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mesh.errors import Code
-from mesh.types import Operation, RegionId, RequestId, TenantId
+from mesh.types import Jurisdiction, Operation, RegionId, RequestId, TenantId
 
 OK = "ok"
 """The code of a request that was served whole."""
@@ -43,6 +43,26 @@ class UsageRecord:
     duration_ms: int
     first_byte_ms: int | None
     entry_region: RegionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disclosure:
+    """A client's call at a door outside its tenant's pin: what it sent was in this jurisdiction, though it was refused.
+
+    Attributes:
+        at_ms: When the call ended: milliseconds since 1970, UTC.
+        region: The region that refused it, and that writes this.
+        jurisdiction: Where that region was then.
+        door: `http` or `grpc`.
+    """
+
+    request_id: RequestId
+    at_ms: int
+    region: RegionId
+    jurisdiction: Jurisdiction
+    tenant: TenantId
+    key_id: str
+    door: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

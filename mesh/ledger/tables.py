@@ -30,6 +30,21 @@ USAGE = Table(
     Index("ix_usage_tenant", "tenant", "at_ms"),
 )
 
+DISCLOSURES = Table(
+    "disclosures",
+    METADATA,
+    Column("day", Integer, primary_key=True),  # as in `usage`
+    Column("request_id", String(64), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("region", String(64), nullable=False),
+    # As it was then: a region's file may be corrected later.
+    Column("jurisdiction", String(2), nullable=False),
+    Column("tenant", String(18), nullable=False),
+    Column("key_id", String(12), nullable=False),
+    Column("door", String(8), nullable=False),
+    Index("ix_disclosures_tenant", "tenant", "at_ms", "request_id"),
+)
+
 ACCOUNTS = Table(
     "accounts",
     METADATA,

@@ -19,12 +19,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from mesh.errors import Code, MeshError
-from mesh.ledger import Account, AccountExistsError, Ledger, UsageRecord, UsageSum, open_ledger
+from mesh.ledger import Account, AccountExistsError, Disclosure, Ledger, UsageRecord, UsageSum, open_ledger
 from mesh.ledger import ledger as ledger_module
 from mesh.ledger.tables import METADATA
 from mesh.runtime import SystemClock, TaskGroupTasks
 from mesh.telemetry import Log
-from mesh.types import Operation, RegionId, RequestId, TenantId
+from mesh.types import Jurisdiction, Operation, RegionId, RequestId, TenantId
 
 VN = RegionId("vn-1")
 ACME, GLOBEX = TenantId("t_" + "a" * 16), TenantId("t_" + "b" * 16)
@@ -85,6 +85,52 @@ async def test_usage_is_summed_by_model_and_what_waits_is_written_at_the_end(tmp
         ]
         assert await ledger.usage(GLOBEX, 0, 3000) == []
         assert ledger.dropped == 0
+
+
+def disclosure(number: int, *, at_ms: int, tenant: TenantId = ACME) -> Disclosure:
+    return Disclosure(
+        request_id=RequestId(f"req_{number:016x}"),
+        at_ms=at_ms,
+        region=VN,
+        jurisdiction=Jurisdiction("VN"),
+        tenant=tenant,
+        key_id="A" * 12,
+        door="grpc",
+    )
+
+
+async def test_disclosures_are_listed_in_order_and_page_by_page(tmp_path: Path) -> None:
+    early, late = disclosure(9, at_ms=1_000_000), disclosure(1, at_ms=1_999_999)
+    together = [disclosure(number, at_ms=1_500_001) for number in (2, 3, 4)]
+    outside = [disclosure(10, at_ms=999_999), disclosure(11, at_ms=2_000_000), disclosure(12, at_ms=1_500_000)]
+    outside[2] = disclosure(12, at_ms=1_500_000, tenant=GLOBEX)
+    async with opened(tmp_path) as ledger:
+        for one in (late, *reversed(together), *outside, early, early):
+            ledger.record(one)
+        ledger.record(record(9, at_s=1000.0, code=Code.RESIDENCY_REFUSED, model="", tokens=(0, 0)))
+    wanted = [early, *together, late]
+    async with opened(tmp_path) as ledger:
+        assert await ledger.disclosures(ACME, 1000, 2000, limit=100) == wanted
+        got: list[Disclosure] = []
+        while page := await ledger.disclosures(
+            ACME, 1000, 2000, after=(got[-1].at_ms, got[-1].request_id) if got else None, limit=2
+        ):
+            got += page
+        assert got == wanted
+        assert [used.refused for used in await ledger.usage(ACME, 1000, 2000)] == [1]
+
+
+async def test_a_ledger_of_the_first_version_is_migrated_with_what_it_holds(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        ledger.record(record(1))
+    database = sqlite3.connect(tmp_path / "ledger-vn-1.db")
+    database.executescript("drop table disclosures; update alembic_version set version_num = '0001'")
+    database.close()
+    async with opened(tmp_path) as ledger:
+        ledger.record(disclosure(1, at_ms=1))
+    async with opened(tmp_path) as ledger:
+        assert len(await ledger.disclosures(ACME, 0, 1, limit=9)) == 1
+        assert [used.requests for used in await ledger.usage(ACME, 0, 2000)] == [1]
 
 
 async def test_a_name_is_one_tenants(tmp_path: Path) -> None:
