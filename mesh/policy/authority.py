@@ -1,8 +1,8 @@
-"""The right, limited in time, to act on policy as last seen. Pure: it is told of grants, of what was applied, and of now.
+"""The right, limited in time, to act on policy as last seen. Pure: told of grants, of what was applied, and of now.
 
 A grant's answer says: at some moment after `t0` the shards' numbers were these. Whoever has applied at least a shard's
-number knows all that had been decided for its tenants by then, and may act on it from `t0` until `t0` + S, where S is the
-tenant's own span for the jurisdiction. Every shrink waits at least that long for whoever does not answer.
+number knows all that had been decided for its tenants by then, and may act on it from `t0` until `t0` + S, where S is
+the tenant's own span for the jurisdiction. Every shrink waits at least that long for whoever does not answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""May this tenant be served in this jurisdiction, and is what says so still good? Pure, and the only maker of permits."""
+"""May this tenant be served in this jurisdiction, and is what says so still good? Pure; the only maker of permits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a change of policy takes away. Only such a change has a barrier: whoever makes it waits until it holds everywhere.
+"""What a change of policy takes away. Only such a change has a barrier: its maker waits until it holds everywhere.
 
 A policy gives *rights*: to serve a call that a client sent to a jurisdiction, and to send content into one. A call uses
 some of them; when a policy without one of those is applied, the call drains and ends.
