@@ -19,7 +19,7 @@ from mesh.ledger import Ledger
 from mesh.ports import Clock
 from mesh.tls import identity_of_grpc
 from mesh.transport.grpc_server import Context, Failed, Handler, service, unary
-from mesh.types import Role, TenantState
+from mesh.types import RequestId, Role, TenantState
 from mesh.v1 import admin_pb2 as pb
 from mesh.v1 import router_pb2
 
@@ -28,6 +28,7 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 DEADLINE_S = 4.7
 """For any call: an operator is told within 5 s that the control store is away."""
 _DEFAULT_USAGE_S = 30 * 86_400
+_PAGE = 1000
 _MAX_TIME_S = 253_402_300_799  # the year 9999: what RFC 3339 can say
 
 
@@ -61,6 +62,7 @@ class AdminService:
             "ListKeys": operator(self._list_keys, pb.ListKeysRequest),
             "RevokeKey": operator(self._revoke_key, pb.RevokeKeyRequest),
             "Usage": operator(self._usage, pb.UsageRequest),
+            "Disclosures": operator(self._disclosures, pb.DisclosuresRequest),
             "ExplainRoute": operator(self._explain_route, pb.ExplainRouteRequest),
         }
         return [service(ADMIN, calls), service(_HEALTH, {"Check": _health(failed)})]
@@ -107,15 +109,7 @@ class AdminService:
         return _key(await self._tenants.revoke_key(request.key_id))
 
     async def _usage(self, request: pb.UsageRequest) -> pb.UsageResponse:
-        from_s, to_s = request.from_s, request.to_s
-        if not from_s and not to_s:
-            to_s = int(self._clock.wall_s()) + 1
-            from_s = to_s - _DEFAULT_USAGE_S
-        for param, value in (("from_s", from_s), ("to_s", to_s)):
-            if not 0 <= value <= _MAX_TIME_S:
-                raise MeshError(Code.INVALID_PARAMETER, param=param, hint="Seconds since 1970, UTC.")
-        if from_s >= to_s:
-            raise MeshError(Code.INVALID_PARAMETER, param="to_s", hint="The time must end after it begins.")
+        from_s, to_s = self._period(request)
         sums = await self._ledger.usage(await self._tenants.id_of(request.tenant), from_s, to_s)
         return pb.UsageResponse(
             items=[
@@ -130,6 +124,40 @@ class AdminService:
                 for one in sums
             ]
         )
+
+    async def _disclosures(self, request: pb.DisclosuresRequest) -> pb.DisclosuresResponse:
+        from_s, to_s = self._period(request)
+        after = (request.after.at_ms, RequestId(request.after.request_id)) if request.HasField("after") else None
+        found = await self._ledger.disclosures(
+            await self._tenants.id_of(request.tenant), from_s, to_s, after=after, limit=_PAGE
+        )
+        return pb.DisclosuresResponse(
+            items=[
+                pb.Disclosure(
+                    at_ms=one.at_ms,
+                    region=one.region,
+                    jurisdiction=one.jurisdiction,
+                    key_id=one.key_id,
+                    door=one.door,
+                    request_id=one.request_id,
+                )
+                for one in found
+            ],
+            more=len(found) == _PAGE,
+        )
+
+    def _period(self, request: pb.UsageRequest | pb.DisclosuresRequest) -> tuple[int, int]:
+        """The time that is asked for; the last 30 days where none is."""
+        from_s, to_s = request.from_s, request.to_s
+        if not from_s and not to_s:
+            to_s = int(self._clock.wall_s()) + 1
+            from_s = to_s - _DEFAULT_USAGE_S
+        for param, value in (("from_s", from_s), ("to_s", to_s)):
+            if not 0 <= value <= _MAX_TIME_S:
+                raise MeshError(Code.INVALID_PARAMETER, param=param, hint="Seconds since 1970, UTC.")
+        if from_s >= to_s:
+            raise MeshError(Code.INVALID_PARAMETER, param="to_s", hint="The time must end after it begins.")
+        return from_s, to_s
 
     async def _explain_route(self, request: pb.ExplainRouteRequest) -> router_pb2.ExplainResponse:
         return await self._routes.explain(await self._tenants.id_of(request.tenant), request.model)

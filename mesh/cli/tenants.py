@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from mesh.cli.context import here_of
+from mesh.cli.disclosures import DISCLOSURE_COLUMNS, disclosures
 from mesh.cli.options import Allow, Json, TenantArgument, jurisdictions, moment, rfc3339
 from mesh.cli.output import Column, UsageFault, people, print_json, show_items, show_object, table, words
 from mesh.cli.running import Running, find_tenant, is_tenant_id, running, unreachable
@@ -196,6 +197,13 @@ def usage(
         str | None, typer.Option("--from", metavar="TIME", help="A date or RFC 3339. By default 30 days before --to.")
     ] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Not included. By default now.")] = None,
+    only_disclosures: Annotated[
+        bool,
+        typer.Option(
+            "--disclosures",
+            help="Instead, the calls that a region outside its pin refused: what they sent was there for a moment.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a tenant used: requests and tokens, by region and model."""
@@ -207,7 +215,12 @@ def usage(
 
     async def ask(mesh: Running) -> dict[str, object]:
         id_ = tenant if is_tenant_id(tenant) else (await find_tenant(mesh, tenant)).tenant
-        request = UsageRequest(tenant=id_, from_s=int(since.timestamp()), to_s=int(until.timestamp()))
+        period = {"tenant": id_, "from": rfc3339(since), "to": rfc3339(until)}
+        from_s, to_s = int(since.timestamp()), int(until.timestamp())
+        if only_disclosures:
+            shown, away = await disclosures(mesh, id_, from_s, to_s)
+            return {**period, "unreachable": away, "items": shown}
+        request = UsageRequest(tenant=id_, from_s=from_s, to_s=to_s)
         answers = await mesh.ask_all("Usage", request, UsageResponse)
         for error in answers.refused.values():
             raise error
@@ -223,13 +236,7 @@ def usage(
             for answer in answers.by_region.values()
             for item in answer.items
         ]
-        return {
-            "tenant": id_,
-            "from": rfc3339(since),
-            "to": rfc3339(until),
-            "unreachable": list(answers.unreachable),
-            "items": items,
-        }
+        return {**period, "unreachable": list(answers.unreachable), "items": items}
 
     answer = _run(context, ask)
     if as_json:
@@ -237,7 +244,8 @@ def usage(
         return
     items = answer["items"]
     assert isinstance(items, list)  # noqa: S101 - built above
-    show_items(items, _USAGE_COLUMNS, as_json=False, more=answer)
+    columns = DISCLOSURE_COLUMNS if only_disclosures else _USAGE_COLUMNS
+    show_items(items, columns, as_json=False, more=answer)
 
 
 @routes.command("explain")

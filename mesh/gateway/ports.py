@@ -64,6 +64,7 @@ class Settled:
         code: `ok`, `cancelled` (the client hung up), or a code of the error table.
         entry: The region in which the client called.
         served_elsewhere: Whether its record stands in the region that it was forwarded to.
+        outside_pin: Whether a client called here though its tenant's pin does not allow it: it has shown what it sent.
     """
 
     request_id: RequestId
@@ -79,6 +80,7 @@ class Settled:
     first_byte_s: float | None
     entry: RegionId
     served_elsewhere: bool
+    outside_pin: bool
 
 
 class Hop(Protocol):

@@ -21,7 +21,7 @@ from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Settled
 from mesh.gateway.story import Story
 from mesh.http1 import Pool, Server, listen
-from mesh.ledger import Ledger, UsageRecord, open_ledger
+from mesh.ledger import Disclosure, Ledger, UsageRecord, open_ledger
 from mesh.policy.bundle import PolicyBook
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.routing.fleet import Fleet, Replica
@@ -286,6 +286,18 @@ class GatewayProgram:
                     duration_ms=int(settled.duration_s * 1000),
                     first_byte_ms=None if first_byte_s is None else int(first_byte_s * 1000),
                     entry_region=settled.entry,
+                )
+            )
+        if settled.tenant is not None and settled.outside_pin:
+            ledger.record(
+                Disclosure(
+                    request_id=settled.request_id,
+                    at_ms=int(settled.at_s * 1000),
+                    region=self._here.region,
+                    jurisdiction=self._here.jurisdiction,
+                    tenant=settled.tenant,
+                    key_id=settled.key_id,
+                    door=settled.door,
                 )
             )
         self._telemetry.request_finished(

@@ -68,6 +68,7 @@ class _Account:
     usage: Usage = field(default_factory=Usage)
     first_byte_s: float | None = None
     served_elsewhere: bool = False
+    outside_pin: bool = False
 
 
 class Story(Generic[P, H]):
@@ -118,6 +119,8 @@ class Story(Generic[P, H]):
                 account.key_id, account.tenant = caller.key.key_id, caller.policy.tenant
                 account.revision = caller.policy.revision
                 key_id, tenant = caller.key.key_id, caller.policy.tenant
+                # Also where something else, such as a suspended tenant, is what the client is told.
+                account.outside_pin = self._here.jurisdiction not in caller.policy.allowed
                 await self._carry(exchange, lambda: self._permit(key_id, tenant), account)
             code = "ok"
         except asyncio.CancelledError:
@@ -128,6 +131,8 @@ class Story(Generic[P, H]):
             raise _late(account) from None
         except MeshError as error:
             code, error.revision = error.code, error.revision or account.revision
+            # The pin may have changed since the key was looked at.
+            account.outside_pin |= code is Code.RESIDENCY_REFUSED
             raise
         finally:
             self._record(exchange, account, code, entry=self._here.region)
@@ -350,6 +355,7 @@ class Story(Generic[P, H]):
                 first_byte_s=None if account.first_byte_s is None else account.first_byte_s - account.began_s,
                 entry=entry,
                 served_elsewhere=account.served_elsewhere,
+                outside_pin=account.outside_pin,
             )
         )
 

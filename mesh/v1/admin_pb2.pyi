@@ -142,6 +142,42 @@ class UsageResponse(_message.Message):
     items: _containers.RepeatedCompositeFieldContainer[UsageItem]
     def __init__(self, items: _Optional[_Iterable[_Union[UsageItem, _Mapping]]] = ...) -> None: ...
 
+class DisclosuresRequest(_message.Message):
+    __slots__ = ("tenant", "from_s", "to_s", "after")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    FROM_S_FIELD_NUMBER: _ClassVar[int]
+    TO_S_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    from_s: int
+    to_s: int
+    after: Disclosure
+    def __init__(self, tenant: _Optional[str] = ..., from_s: _Optional[int] = ..., to_s: _Optional[int] = ..., after: _Optional[_Union[Disclosure, _Mapping]] = ...) -> None: ...
+
+class Disclosure(_message.Message):
+    __slots__ = ("at_ms", "region", "jurisdiction", "key_id", "door", "request_id")
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    JURISDICTION_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    DOOR_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    at_ms: int
+    region: str
+    jurisdiction: str
+    key_id: str
+    door: str
+    request_id: str
+    def __init__(self, at_ms: _Optional[int] = ..., region: _Optional[str] = ..., jurisdiction: _Optional[str] = ..., key_id: _Optional[str] = ..., door: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class DisclosuresResponse(_message.Message):
+    __slots__ = ("items", "more")
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[Disclosure]
+    more: bool
+    def __init__(self, items: _Optional[_Iterable[_Union[Disclosure, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
 class ExplainRouteRequest(_message.Message):
     __slots__ = ("tenant", "model")
     TENANT_FIELD_NUMBER: _ClassVar[int]

@@ -86,6 +86,11 @@ class AdminStub:
                 request_serializer=mesh_dot_v1_dot_admin__pb2.UsageRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.UsageResponse.FromString,
                 _registered_method=True)
+        self.Disclosures = channel.unary_unary(
+                '/mesh.v1.Admin/Disclosures',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.DisclosuresRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.DisclosuresResponse.FromString,
+                _registered_method=True)
         self.ExplainRoute = channel.unary_unary(
                 '/mesh.v1.Admin/ExplainRoute',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.ExplainRouteRequest.SerializeToString,
@@ -167,6 +172,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Disclosures(self, request, context):
+        """Disclosures lists the calls of a tenant that this region refused because its pin does not allow it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainRoute(self, request, context):
         """ExplainRoute tells where a call of a tenant would be served from this region.
         """
@@ -226,6 +238,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Usage,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.UsageRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.UsageResponse.SerializeToString,
+            ),
+            'Disclosures': grpc.unary_unary_rpc_method_handler(
+                    servicer.Disclosures,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.DisclosuresRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.DisclosuresResponse.SerializeToString,
             ),
             'ExplainRoute': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainRoute,
@@ -504,6 +521,33 @@ class Admin:
             '/mesh.v1.Admin/Usage',
             mesh_dot_v1_dot_admin__pb2.UsageRequest.SerializeToString,
             mesh_dot_v1_dot_admin__pb2.UsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Disclosures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Admin/Disclosures',
+            mesh_dot_v1_dot_admin__pb2.DisclosuresRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.DisclosuresResponse.FromString,
             options,
             channel_credentials,
             insecure,

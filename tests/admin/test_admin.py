@@ -23,7 +23,7 @@ from mesh.control.hashing import key_hasher
 from mesh.control.records import tenant_id
 from mesh.control.store import Range
 from mesh.errors import Code, MeshError
-from mesh.ledger import Account, UsageRecord, open_ledger
+from mesh.ledger import Account, Disclosure, UsageRecord, open_ledger
 from mesh.policy.keys import read_key
 from mesh.routing.explain import Explanation, Outcome, Reason, Verdict, Why
 from mesh.runtime import SystemClock, SystemEntropy, TaskGroupTasks
@@ -335,6 +335,39 @@ async def test_usage_is_what_the_ledger_has(tmp_path: Path) -> None:
         (item,) = (await desk.stub.Usage(pb.UsageRequest(tenant="acme"))).items
         assert item == pb.UsageItem(region=VN, model="m", requests=1, refused=1, prompt_tokens=3)
         assert not (await desk.stub.Usage(pb.UsageRequest(tenant="acme", from_s=1, to_s=2))).items
+
+
+async def test_disclosures_are_those_of_the_ledger_page_by_page(tmp_path: Path) -> None:
+    async with running_admin(tmp_path) as desk:
+        acme, globex = await desk.create("acme", "VN"), await desk.create("globex", "VN")
+        clock, log = SystemClock(), Log("gateway", VN, io.StringIO())
+        began_ms = int(clock.wall_s() * 1000) - 5_000
+        async with open_ledger(desk.settings.ledger, VN, clock=clock, tasks=TaskGroupTasks, log=log) as ledger:
+            for number in range(1001):
+                ledger.record(
+                    Disclosure(
+                        request_id=RequestId(f"req_{number:016x}"),
+                        at_ms=began_ms + number // 2,
+                        region=VN,
+                        jurisdiction=Jurisdiction("VN"),
+                        tenant=TenantId(acme.tenant),
+                        key_id="k",
+                        door="http",
+                    )
+                )
+        ask = desk.stub.Disclosures
+        first = await ask(pb.DisclosuresRequest(tenant="acme"))
+        assert (len(first.items), first.more) == (1000, True)
+        assert first.items[0] == pb.Disclosure(
+            at_ms=began_ms, region=VN, jurisdiction="VN", key_id="k", door="http", request_id="req_" + "0" * 16
+        )
+        rest = await ask(pb.DisclosuresRequest(tenant="acme", after=first.items[-1]))
+        assert ([item.request_id for item in rest.items], rest.more) == ([f"req_{1000:016x}"], False)
+        assert not (await ask(pb.DisclosuresRequest(tenant=globex.tenant))).items
+        assert not (await ask(pb.DisclosuresRequest(tenant="acme", from_s=1, to_s=2))).items
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask(pb.DisclosuresRequest(tenant="acme", from_s=2, to_s=2))
+        assert from_rpc_error(refused.value).param == "to_s"
 
 
 async def test_a_route_is_explained_by_a_gateway_that_lives(tmp_path: Path) -> None:

@@ -88,6 +88,21 @@ def test_usage_of_all_regions(call, mesh: World) -> None:
     assert (request.tenant, request.to_s - request.from_s) == (ACME, 31 * 86400)
 
 
+def test_disclosures_of_all_regions_and_all_pages(call, mesh: World) -> None:
+    answer = call("usage", "acme", "--disclosures", "--from", "2026-01-01", "--to", "2026-02-01")
+    assert (answer["tenant"], answer["from"], answer["unreachable"]) == (ACME, "2026-01-01T00:00:00Z", [])
+    assert list(answer["items"][0]) == ["at", "region", "jurisdiction", "key_id", "door", "request_id"]
+    assert answer["items"][0]["at"] == "2026-01-09T23:06:40.124Z"
+    wanted = {f"req_{region}_{number}" for region in ("vn-1", "ap-southeast-1") for number in (1, 2, 3)}
+    assert {item["request_id"] for item in answer["items"]} == wanted
+    assert [item["at"] for item in answer["items"]] == sorted(item["at"] for item in answer["items"])
+    mesh.stop("ap-southeast-1")
+    answer = call("usage", ACME, "--disclosures")
+    assert (answer["unreachable"], len(answer["items"])) == (["ap-southeast-1"], 3)
+    request = mesh.admins["vn-1"].calls[-1][1]
+    assert (request.tenant, request.to_s - request.from_s) == (ACME, 30 * 86400)
+
+
 def test_a_route_is_explained_at_home_or_elsewhere(call) -> None:
     answer = call("route", "explain", "--tenant", "globex", "--model", "m")
     assert answer == {

@@ -128,6 +128,19 @@ class Admin(AdminServicer):
         )
         return pb.UsageResponse(items=[item])
 
+    def Disclosures(self, request, context):
+        self._enter(context, "Disclosures", request)
+        first = 1_768_000_000_123 + request.after.at_ms % 1000
+        numbers = (1, 2) if not request.HasField("after") else (3,)
+        items = [
+            pb.Disclosure(
+                at_ms=first + number, region=self.region, jurisdiction="XX", key_id="K", door="grpc",
+                request_id=f"req_{self.region}_{number}",
+            )
+            for number in numbers
+        ]  # fmt: skip
+        return pb.DisclosuresResponse(items=items, more=not request.HasField("after"))
+
     def ExplainRoute(self, request, context):
         self._enter(context, "ExplainRoute", request)
         return router_pb2.ExplainResponse(

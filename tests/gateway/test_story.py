@@ -49,7 +49,25 @@ async def test_outside_the_pin_the_body_is_not_read() -> None:
         1,
     )
     assert call.received == 0
-    assert [record.code for record in world.settled] == ["residency_refused"]
+    assert [(record.code, record.outside_pin) for record in world.settled] == [("residency_refused", True)]
+
+
+async def test_a_call_is_outside_the_pin_by_the_pin_and_not_by_what_is_told_first() -> None:
+    suspended, served, narrowed = World(at=SG), World(), World(allowed=("VN", "SG"), at=SG)
+    suspended.set_policy(2, ("VN",), state=TenantState.SUSPENDED)
+    assert (await refused(suspended, Call())).code is Code.TENANT_SUSPENDED
+    await served.story.serve(Call())
+
+    class Slow(Call):
+        async def receive(self, limit_bytes: int) -> Facts:
+            narrowed.set_policy(2, ("VN",))
+            return await super().receive(limit_bytes)
+
+    assert (await refused(narrowed, Slow())).code is Code.RESIDENCY_REFUSED
+    forwarded = World(allowed=("VN",), at=SG)
+    assert (await refused(forwarded, Call(entry=VN), forwarded=True)).code is Code.RESIDENCY_REFUSED
+    worlds = (suspended, served, narrowed, forwarded)
+    assert [record.outside_pin for world in worlds for record in world.settled] == [True, False, True, False]
 
 
 async def test_a_suspended_tenant_is_told_so_before_anything_else() -> None:
