@@ -13,6 +13,7 @@ from mesh.control.changes import Changes
 from mesh.control.etcd import open_store
 from mesh.control.hashing import key_hasher
 from mesh.control.ops import sweep
+from mesh.control.records import trust_of
 from mesh.control.store import Store, StoreError
 from mesh.ledger import open_ledger
 from mesh.ports import Clock, Entropy, TaskFactory
@@ -77,7 +78,7 @@ class AdminProgram:
                 tenants=Tenants(
                     here=here,
                     ledger=ledger,
-                    changes=Changes(store, region.id, clock, self._entropy),
+                    changes=Changes(store, region.id, clock, self._entropy, trust=trust_of(settings, clock)),
                     hasher=hasher,
                     mac_secret=tls.read_mesh_secret(pki),
                     clock=clock,

@@ -16,6 +16,7 @@ from mesh.control.records import (
     KeyRecord,
     RecordError,
     TenantRecord,
+    Trust,
     decode_key,
     decode_op,
     decode_tenant,
@@ -78,11 +79,12 @@ class Changes:
     Every method raises MeshError: `policy_store_unavailable` within `DEADLINE_S`, `tenant_not_found`, `key_not_found`.
     """
 
-    def __init__(self, store: Store, home: RegionId, clock: Clock, entropy: Entropy) -> None:
+    def __init__(self, store: Store, home: RegionId, clock: Clock, entropy: Entropy, *, trust: Trust) -> None:
         self._store = store
         self._home = home
         self._clock = clock
         self._entropy = entropy
+        self._trust = trust
 
     async def check(self) -> None:
         """Asks the store for anything: whether it is there, with a quorum."""
@@ -99,6 +101,7 @@ class Changes:
         policy = TenantPolicy(
             tenant=tenant,
             home=self._home,
+            home_jurisdiction=self._trust.homes[self._home].jurisdiction,
             revision=Revision(1),
             state=TenantState.ACTIVE,
             allowed=allowed,
@@ -162,7 +165,7 @@ class Changes:
         """A tenant's record."""
         key = layout.policy_key(self._home, tenant)
         async for item in self._read(key, None):
-            found = _tenant_record(item)
+            found = _tenant_record(item, self._trust)
             if found is not None:
                 return found
         raise MeshError(Code.TENANT_NOT_FOUND)
@@ -170,7 +173,7 @@ class Changes:
     async def tenants(self) -> tuple[TenantRecord, ...]:
         """All tenants of this home, by id within a shard."""
         prefix = layout.home_prefix(self._home)
-        items = [_tenant_record(item) async for item in self._read(prefix, prefix_end(prefix))]
+        items = [_tenant_record(item, self._trust) async for item in self._read(prefix, prefix_end(prefix))]
         return tuple(record for record in items if record is not None)
 
     async def keys(self, tenant: TenantId) -> tuple[KeyRecord, ...]:
@@ -230,7 +233,7 @@ class Changes:
         answer = await self._store.txn((), [Range(place) for place in places], timeout_s=self._left_s(deadline_s))
         record, op, *key = (result.items[0] if result.items else None for result in answer.ranges)
         held = key[0] if key else None
-        tenant_record = _tenant_record(record) if record else None
+        tenant_record = _tenant_record(record, self._trust) if record else None
         if record is not None and tenant_record is None:
             # Readers refuse it as it is; to write over it could widen what it was meant to be.
             raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
@@ -296,12 +299,12 @@ def _existing(before: _Before) -> TenantRecord:
     return before.tenant
 
 
-def _tenant_record(item: KeyValue) -> TenantRecord | None:
+def _tenant_record(item: KeyValue, trust: Trust) -> TenantRecord | None:
     at = layout.parse(item.key)
     if not isinstance(at, layout.PolicyKey):
         return None
     try:
-        return decode_tenant(at, item.value)
+        return decode_tenant(at, item.value, trust)
     except RecordError:
         return None
 

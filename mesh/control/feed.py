@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import LiteralString
 
 from mesh.control import layout
-from mesh.control.records import RecordError, decode_key, decode_tenant
+from mesh.control.records import RecordError, Trust, decode_key, decode_tenant
 from mesh.control.store import (
     CompactedError,
     Event,
@@ -50,7 +50,7 @@ class PolicyFeed:
         invalid: Records that did not count.
     """
 
-    def __init__(self, store: Store, book: PolicyBook, clock: Clock, log: Log | None = None) -> None:
+    def __init__(self, store: Store, book: PolicyBook, clock: Clock, trust: Trust, log: Log | None = None) -> None:
         self.live = False
         self.applied = 0
         self.gaps = 0
@@ -58,6 +58,7 @@ class PolicyFeed:
         self._store = store
         self._book = book
         self._clock = clock
+        self._trust = trust
         self._log = log
         self._heads: dict[Shard, KeyValue] = {}
         self._fetched: dict[Shard, int] = {}
@@ -203,7 +204,7 @@ class PolicyFeed:
             try:
                 match at:
                     case layout.PolicyKey():
-                        self._book.put_tenant(decode_tenant(at, item.value).policy)
+                        self._book.put_tenant(decode_tenant(at, item.value, self._trust).policy)
                         seen.setdefault(at.shard, _Held()).tenants.add(at.tenant)
                     case layout.KeyKey():
                         self._book.put_key(self._own_key(at, item.value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ from google.protobuf.message import DecodeError
 from mesh.control import layout
 from mesh.policy.bundle import TenantKey, TenantPolicy
 from mesh.policy.shards import shard_of
+from mesh.ports import Clock
+from mesh.settings import PolicyKey, Settings
 from mesh.types import Jurisdiction, KeyId, RegionId, Revision, TenantId, TenantState, Transfer
 from mesh.v1 import control_pb2 as pb
 
@@ -38,6 +40,43 @@ class RecordError(Exception):
     def __init__(self, field: str) -> None:
         super().__init__(field)
         self.field = field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomeTrust:
+    """What the configuration says of one home: where it is, and what signs its tenants' policy."""
+
+    jurisdiction: Jurisdiction
+    keys: tuple[PolicyKey, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What records are held against. It comes from the region files, never from the control store.
+
+    Attributes:
+        epoch: The control epoch.
+        cap_s: The longest that a grant may be good for.
+        now: Seconds since 1970, for the days on which a key is valid.
+    """
+
+    homes: Mapping[RegionId, HomeTrust]
+    epoch: int
+    cap_s: float
+    now: Callable[[], float]
+
+
+def trust_of(settings: Settings, clock: Clock) -> Trust:
+    """What a mesh's configuration trusts."""
+    return Trust(
+        homes={
+            region.id: HomeTrust(jurisdiction=region.jurisdiction, keys=region.policy_keys)
+            for region in settings.regions.values()
+        },
+        epoch=settings.control_epoch,
+        cap_s=settings.authority_cap_s,
+        now=clock.wall_s,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +131,7 @@ def encode_tenant(record: TenantRecord) -> bytes:
     ).SerializeToString(deterministic=True)
 
 
-def decode_tenant(at: layout.PolicyKey, value: bytes) -> TenantRecord:
+def decode_tenant(at: layout.PolicyKey, value: bytes, trust: Trust) -> TenantRecord:
     """The record that stands at a key.
 
     Raises:
@@ -109,6 +148,9 @@ def decode_tenant(at: layout.PolicyKey, value: bytes) -> TenantRecord:
     if wire.genesis != home:
         # Nothing moves yet, so a record under another home is a takeover: it could widen a pin that is not its to set.
         raise RecordError("home")
+    trusted = trust.homes.get(home)
+    if trusted is None:
+        raise RecordError("home")
     if state is None or transfer is None or wire.revision < 1:
         raise RecordError("state, transfer or revision")
     if not allowed or list(allowed) != sorted(set(allowed)) or not _are_jurisdictions(allowed):
@@ -116,6 +158,7 @@ def decode_tenant(at: layout.PolicyKey, value: bytes) -> TenantRecord:
     policy = TenantPolicy(
         tenant=tenant,
         home=home,
+        home_jurisdiction=trusted.jurisdiction,
         revision=Revision(wire.revision),
         state=state,
         allowed=frozenset(Jurisdiction(code) for code in allowed),

@@ -14,6 +14,7 @@ from mesh import tls
 from mesh.control.etcd import EtcdStore
 from mesh.control.feed import PolicyFeed
 from mesh.control.hashing import KeyHasher, key_hasher
+from mesh.control.records import trust_of
 from mesh.errors import Code, MeshError
 from mesh.gateway.answers import Answers
 from mesh.gateway.atlas import atlas_of, peers_of
@@ -93,7 +94,7 @@ class GatewayProgram:
             )
             hasher = await stack.enter_async_context(key_hasher(settings.key_hash))
             store = await stack.enter_async_context(EtcdStore.connect(settings.etcd, internal_channel, clock))
-            feed = self._feed = PolicyFeed(store, self._book, clock, self._log)
+            feed = self._feed = PolicyFeed(store, self._book, clock, trust_of(settings, clock), self._log)
             hub = FleetHub(here=region, clock=clock)
             watch = BorderWatch(
                 peers={

@@ -21,6 +21,7 @@ from mesh.settings.model import (
     Deployment,
     Gateway,
     Model,
+    PolicyKey,
     Region,
     Settings,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Deployment",
     "Gateway",
     "Model",
+    "PolicyKey",
     "Region",
     "Settings",
     "load",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from mesh.types import Endpoint, GatewayId, Jurisdiction, ModelId, ModelKind, RegionId
@@ -76,12 +77,29 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyKey:
+    """A key with which a region's admin signs the policy of the tenants whose home the region is.
+
+    Attributes:
+        public: Ed25519, 32 bytes.
+        valid_from: The first day (UTC) on which its signatures count; None for always.
+        valid_until: The last such day.
+    """
+
+    id: str
+    public: bytes
+    valid_from: date | None = None
+    valid_until: date | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """One region.
 
     Attributes:
         accelerator: `cpu` or `cuda`.
         endpoint: The doors as clients reach them.
+        policy_keys: What signs its tenants' policy; without one it is no tenant's home.
         replica_host: The address on which the region's replicas open their ports; None where Ray's node address is it.
         provider: What fills the cluster launcher's template, as in `cluster.yaml`.
     """
@@ -94,6 +112,7 @@ class Region:
     admin: Address
     gateways: tuple[Gateway, ...]
     deployments: tuple[Deployment, ...]
+    policy_keys: tuple[PolicyKey, ...] = ()
     replica_host: str | None = None
     provider: Mapping[str, object] = field(default_factory=dict)
 
@@ -123,6 +142,8 @@ class Settings:
         otlp: `host:port` of an OpenTelemetry collector in the same region, or None.
         max_body_bytes: The largest body that a door takes.
         models_dir: Where converted weights are kept.
+        control_epoch: Grows with each recovery of the control store; policy signed for another one does not count.
+        authority_cap_s: The longest that a grant may be good for, in seconds.
     """
 
     regions: Mapping[RegionId, Region]
@@ -134,3 +155,5 @@ class Settings:
     models_dir: Path
     otlp: str | None = None
     max_body_bytes: int = 8 * 1024 * 1024
+    control_epoch: int = 1
+    authority_cap_s: int = 86_400

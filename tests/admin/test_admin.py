@@ -20,7 +20,7 @@ from mesh import tls
 from mesh.admin.program import AdminProgram
 from mesh.control.changes import Changes
 from mesh.control.hashing import key_hasher
-from mesh.control.records import tenant_id
+from mesh.control.records import tenant_id, trust_of
 from mesh.control.store import Range
 from mesh.errors import Code, MeshError
 from mesh.ledger import Account, Disclosure, UsageRecord, open_ledger
@@ -274,7 +274,7 @@ async def test_a_half_made_tenant_is_finished_under_the_same_id(tmp_path: Path, 
             await ledger.add_account(half)
         if committed:
             admin = await desk.lab.store(VN, Role.ADMIN)
-            changes = Changes(admin, VN, clock, SystemEntropy())
+            changes = Changes(admin, VN, clock, SystemEntropy(), trust=trust_of(desk.settings, clock))
             await changes.create_tenant(nonce, frozenset({Jurisdiction("VN")}), Transfer.NEVER)
         else:
             error = await refused(desk.stub.FindTenant(pb.FindTenantRequest(tenant="acme")))
@@ -295,7 +295,7 @@ async def test_a_creation_whose_answer_was_lost_is_repeated(tmp_path: Path) -> N
         async with open_ledger(desk.settings.ledger, VN, clock=clock, tasks=TaskGroupTasks, log=log) as ledger:
             half = Account(tenant=tenant_id(VN, nonce), home=VN, name="acme", nonce=nonce, created_s=1, ready=False)
             await ledger.add_account(half)
-        changes = Changes(await desk.lab.store(VN, Role.ADMIN), VN, clock, SystemEntropy())
+        changes = Changes(await desk.lab.store(VN, Role.ADMIN), VN, clock, SystemEntropy(), trust=trust_of(desk.settings, clock))
         made = await changes.create_tenant(nonce, frozenset({Jurisdiction("VN")}), Transfer.NEVER)
         again = await desk.create("acme", "VN")
         assert (again.tenant, again.revision) == (made.tenant.policy.tenant, 1)

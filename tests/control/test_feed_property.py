@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryStore
+from trust_lab import HOMES as PLACES
+from trust_lab import trust_in
 
 from mesh.control import layout
 from mesh.control.changes import Changes
@@ -30,6 +32,7 @@ from mesh.types import Jurisdiction, KeyId, RegionId, TenantState, Transfer
 
 HOMES = (RegionId("vn-1"), RegionId("sg-1"))
 PINS = (frozenset({Jurisdiction("VN")}), frozenset({Jurisdiction("VN"), Jurisdiction("SG")}))
+TRUST = trust_in()
 
 
 class Dice:
@@ -75,7 +78,7 @@ class World:
         self.junk: set[str] = set()
         self.last: dict[str, TenantRecord] = {}
         self.homes = {tenant_id(HOMES[side], bytes([which, side] * 8)): HOMES[side] for which, side in TENANTS}
-        self.admins = {home: Changes(self.store, home, self.clock, Dice()) for home in HOMES}
+        self.admins = {home: Changes(self.store, home, self.clock, Dice(), trust=TRUST) for home in HOMES}
 
     async def step(self, kind: str, which: int, side: int) -> None:
         home = HOMES[side]
@@ -151,6 +154,7 @@ class World:
         policy = TenantPolicy(
             tenant=tenant,
             home=thief,
+            home_jurisdiction=PLACES[thief],
             revision=real.policy.revision,
             state=TenantState.ACTIVE,
             allowed=PINS[1],
@@ -195,7 +199,7 @@ async def caught_up(store: MemoryStore, feed: PolicyFeed) -> None:
 
 
 async def follow(store: MemoryStore, book: PolicyBook) -> tuple[PolicyFeed, asyncio.Task[None]]:
-    feed = PolicyFeed(store, book, Quick())
+    feed = PolicyFeed(store, book, Quick(), TRUST)
     return feed, asyncio.create_task(feed.run())
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryStore
+from trust_lab import HOMES, trust_in
 
 from mesh.control import layout, records
 from mesh.control.ops import KEPT_S, made_at_s, new_op_id, sweep
@@ -22,6 +23,8 @@ from mesh.types import KeyId, RegionId, Revision, TenantId, TenantState, Transfe
 
 homes = st.sampled_from([RegionId("vn-1"), RegionId("vn-10"), RegionId("ap-southeast-1")])
 
+TRUST = trust_in()
+
 
 @st.composite
 def tenant_records(draw: st.DrawFn) -> TenantRecord:
@@ -29,6 +32,7 @@ def tenant_records(draw: st.DrawFn) -> TenantRecord:
     policy = TenantPolicy(
         tenant=tenant_id(home, nonce),
         home=home,
+        home_jurisdiction=HOMES[home],
         revision=Revision(draw(st.integers(1, 2**63))),
         state=draw(st.sampled_from(TenantState)),
         allowed=draw(st.frozensets(st.sampled_from(sorted(JURISDICTIONS)), min_size=1)),
@@ -46,9 +50,9 @@ def place(record: TenantRecord) -> layout.PolicyKey:
 @given(tenant_records(), st.binary(max_size=40))
 def test_tenants_are_read_as_they_were_written(record: TenantRecord, junk: bytes) -> None:
     value = records.encode_tenant(record)
-    assert records.decode_tenant(place(record), value) == record
+    assert records.decode_tenant(place(record), value, TRUST) == record
     try:
-        records.decode_tenant(place(record), junk)
+        records.decode_tenant(place(record), junk, TRUST)
     except RecordError:
         pass
     else:
@@ -65,11 +69,11 @@ def test_a_record_counts_at_its_own_place_only(record: TenantRecord, other: Regi
         # Taken over: the same tenant, said to be at home elsewhere.
         stolen = dataclasses.replace(record, policy=dataclasses.replace(record.policy, home=other))
         with pytest.raises(RecordError):
-            records.decode_tenant(place(stolen), records.encode_tenant(stolen))
+            records.decode_tenant(place(stolen), records.encode_tenant(stolen), TRUST)
     wrong.append(dataclasses.replace(at, tenant=TenantId("t_" + "a" * 16)))
     for elsewhere in wrong:
         with pytest.raises(RecordError):
-            records.decode_tenant(elsewhere, value)
+            records.decode_tenant(elsewhere, value, TRUST)
 
 
 @given(tenant_records(), st.booleans())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from etcd_lab import HOST, running_etcd
+from trust_lab import trust_in
 
 from mesh.control.changes import Changes
 from mesh.control.roles import set_up
@@ -116,7 +117,7 @@ async def test_a_store_that_is_away_says_so_in_time(tmp_path: Path) -> None:
         lab.etcd.kill()
         with pytest.raises(StoreUnavailableError):
             await admin.range(Range("/mesh/head/", "/mesh/head0"), timeout_s=0.5)
-        changes = Changes(admin, RegionId("vn-1"), lab.clock, SystemEntropy())
+        changes = Changes(admin, RegionId("vn-1"), lab.clock, SystemEntropy(), trust=trust_in())
         with pytest.raises(MeshError) as refused:
             await changes.create_tenant(bytes(16), VN, Transfer.NEVER)
         assert refused.value.code is Code.POLICY_STORE_UNAVAILABLE

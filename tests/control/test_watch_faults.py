@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from etcd_lab import Lab, Proxy, running_etcd
+from trust_lab import trust_in
 
 from mesh.control.changes import Changes
 from mesh.control.feed import PolicyFeed
@@ -147,7 +148,7 @@ async def test_a_compacted_watch_says_so(tmp_path: Path) -> None:
 
 
 async def changes_of(lab: Lab) -> Changes:
-    return Changes(await lab.store(HOME, Role.ADMIN), HOME, lab.clock, SystemEntropy())
+    return Changes(await lab.store(HOME, Role.ADMIN), HOME, lab.clock, SystemEntropy(), trust=trust_in())
 
 
 async def same_as_store(lab: Lab, book: PolicyBook, changes: Changes) -> None:
@@ -174,7 +175,7 @@ async def test_the_feed_survives_cuts_a_kill_and_compaction(tmp_path: Path) -> N
     async with running_etcd(tmp_path) as lab, Proxy(lab.etcd.port).running() as proxy:
         changes, root = await changes_of(lab), await lab.root()
         book = PolicyBook()
-        feed = PolicyFeed(await lab.store(HOME, Role.GATEWAY, proxy.endpoint), book, lab.clock)
+        feed = PolicyFeed(await lab.store(HOME, Role.GATEWAY, proxy.endpoint), book, lab.clock, trust_in())
         for number in range(5):
             await mix(changes, number)
         async with asyncio.TaskGroup() as tasks:
@@ -221,7 +222,7 @@ async def test_the_feed_survives_cuts_a_kill_and_compaction(tmp_path: Path) -> N
 async def test_the_feed_follows_a_store_that_began_anew(tmp_path: Path) -> None:
     async with running_etcd(tmp_path) as lab:
         changes, book = await changes_of(lab), PolicyBook()
-        feed = PolicyFeed(await lab.store(HOME, Role.GATEWAY), book, lab.clock)
+        feed = PolicyFeed(await lab.store(HOME, Role.GATEWAY), book, lab.clock, trust_in())
         for number in range(5):
             await mix(changes, number)
         async with asyncio.TaskGroup() as tasks:

@@ -59,6 +59,7 @@ def policy_of(allowed: set[str], transfer: Transfer) -> TenantPolicy:
     return TenantPolicy(
         tenant=TenantId("t_abcdefghijklmnop"),
         home=HERE.region,
+        home_jurisdiction=HERE.jurisdiction,
         revision=Revision(3),
         state=TenantState.ACTIVE,
         allowed=frozenset(map(Jurisdiction, allowed)),
@@ -67,7 +68,7 @@ def policy_of(allowed: set[str], transfer: Transfer) -> TenantPolicy:
 
 
 def permit_of(allowed: set[str], transfer: Transfer) -> Permit:
-    permit = decide(policy_of(allowed, transfer), HERE)
+    permit = decide(policy_of(allowed, transfer), HERE, lambda policy, place: 1.0)
     assert isinstance(permit, Permit)
     return permit
 
