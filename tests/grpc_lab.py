@@ -118,14 +118,14 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(pki: Path, serve: Serve) -> AsyncGenerator[Opened]:
+async def opened(pki: Path, serve: Serve, *, limit_bytes: int = LIMIT_BYTES) -> AsyncGenerator[Opened]:
     failures: list[BaseException] = []
     door = GrpcDoor(
         serve=serve,
         queries=FakeQueries(),
         here=HERE,
         next_request_id=lambda: RequestId("req-1"),
-        max_body_bytes=LIMIT_BYTES,
+        max_body_bytes=limit_bytes,
         failed=failures.append,
     )
     async with (

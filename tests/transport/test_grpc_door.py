@@ -211,6 +211,36 @@ async def test_a_refused_call_leaves_its_message_with_the_client(pki: Path, meth
         assert proxy.sent_bytes <= 80 * 1024
 
 
+async def test_refused_calls_of_one_connection_take_a_window_each_and_leave_it_usable(pki: Path) -> None:
+    limit_bytes = 8 * 1024 * 1024
+    sizes: list[int] = []
+
+    async def serve(exchange: GrpcExchange) -> None:
+        if exchange.operation is Operation.EMBEDDINGS:
+            raise MeshError(Code.RESIDENCY_REFUSED, allowed=[SINGAPORE])
+        await exchange.receive(limit_bytes)
+        sizes.append(exchange.parcel.size_bytes)
+        await exchange.relay(FakeHop([data(b""), end()]), HEAD)
+
+    message = inference_pb2.ChatRequest(model="smol", stop=["x" * (limit_bytes - 100)])
+    async with (
+        opened(pki, serve, limit_bytes=limit_bytes) as door,
+        counting_proxy(door.server.port) as proxy,
+        connected(pki, proxy.port) as channel,
+    ):
+        embed = channel.unary_unary("/mesh.v1.Inference/Embed")
+        body = message.SerializeToString()
+        for number in range(1, 9):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await embed(body, metadata=KEY)
+            assert info_of(caught.value)[0].reason == "RESIDENCY"
+            assert proxy.sent_bytes <= number * 80 * 1024
+        before = proxy.sent_bytes
+        await InferenceStub(channel).Chat(message, metadata=KEY)
+        assert proxy.sent_bytes - before > len(body)
+    assert sizes == [len(body)]
+
+
 async def test_the_same_message_is_taken_when_it_is_not_refused(pki: Path) -> None:
     sizes: list[int] = []
 
