@@ -7,13 +7,14 @@ from collections.abc import Callable
 from mesh.errors import Code, MeshError
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.story import endpoints_of
+from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.decide import Deny, Permit, decide
 from mesh.ports import Clock
 from mesh.routing.choose import explain, explain_denied, regions_for
 from mesh.routing.explain import Explanation
 from mesh.routing.fleet import Atlas, Fleet
-from mesh.types import AnswerHead, Here, ModelId, ModelView, RequestId, Resolution, TenantId
+from mesh.types import AnswerHead, Here, Jurisdiction, ModelId, ModelView, RequestId, Resolution, TenantId
 
 
 class Answers:
@@ -25,6 +26,7 @@ class Answers:
         here: Here,
         atlas: Atlas,
         book: PolicyBook,
+        authority: Authority,
         keyring: Keyring,
         fleet: Callable[[], Fleet],
         clock: Clock,
@@ -32,6 +34,7 @@ class Answers:
         self._here = here
         self._atlas = atlas
         self._book = book
+        self._authority = authority
         self._keyring = keyring
         self._fleet = fleet
         self._clock = clock
@@ -47,7 +50,7 @@ class Answers:
             MeshError: As for a call; RESIDENCY_REFUSED where the key is not served.
         """
         policy = (await self._keyring.authenticate(credential)).policy
-        match decide(policy, self._here):
+        match decide(policy, self._here, self._left_s):
             case Deny(code=code):
                 error = MeshError(code, allowed=endpoints_of(policy, self._atlas))
                 error.revision = policy.revision
@@ -65,7 +68,7 @@ class Answers:
         policy = (await self._keyring.authenticate(credential)).policy
         resolution = Resolution(
             here=self._here.region,
-            served_here=isinstance(decide(policy, self._here), Permit),
+            served_here=isinstance(decide(policy, self._here, self._left_s), Permit),
             allowed=endpoints_of(policy, self._atlas),
             revision=policy.revision,
         )
@@ -100,11 +103,14 @@ class Answers:
         return self._explain(policy, model)
 
     def _explain(self, policy: TenantPolicy, model: ModelId) -> Explanation:
-        match decide(policy, self._here):
+        match decide(policy, self._here, self._left_s):
             case Deny(code=code):
                 return explain_denied(code, model, policy, atlas=self._atlas)
             case Permit() as permit:
                 return explain(permit, model, fleet=self._fleet(), atlas=self._atlas, now_s=self._clock.now_s())
+
+    def _left_s(self, policy: TenantPolicy, place: Jurisdiction) -> float:
+        return self._authority.left_s(policy, place, self._clock.instant())
 
     def _known(self, model: str) -> ModelId:
         known = self._atlas.models.get(ModelId(model))

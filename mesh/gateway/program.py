@@ -23,6 +23,7 @@ from mesh.gateway.ports import Settled
 from mesh.gateway.story import Story
 from mesh.http1 import Pool, Server, listen
 from mesh.ledger import Disclosure, Ledger, UsageRecord, open_ledger
+from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.routing.fleet import Fleet, Replica
@@ -76,6 +77,7 @@ class GatewayProgram:
         self._telemetry = telemetry
         self._here = Here(region=region, jurisdiction=settings.regions[region].jurisdiction)
         self._book = PolicyBook()
+        self._authority = Authority()
         self._doors_open = False
         self._feed: PolicyFeed | None = None
 
@@ -156,6 +158,7 @@ class GatewayProgram:
             here=here,
             atlas=atlas,
             book=self._book,
+            authority=self._authority,
             keyring=keyring,
             fleet=fleet,
             hops=hops,
@@ -166,7 +169,15 @@ class GatewayProgram:
             coin=self._entropy.coin,
             max_body_bytes=settings.max_body_bytes,
         )
-        answers = Answers(here=here, atlas=atlas, book=self._book, keyring=keyring, fleet=fleet, clock=clock)
+        answers = Answers(
+            here=here,
+            atlas=atlas,
+            book=self._book,
+            authority=self._authority,
+            keyring=keyring,
+            fleet=fleet,
+            clock=clock,
+        )
         return story, answers
 
     async def _open_doors(

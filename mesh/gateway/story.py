@@ -14,6 +14,7 @@ from typing import Generic, LiteralString, Protocol
 from mesh.errors import Code, MeshError
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Exchange, ForwardedExchange, H, HopHead, Hops, P, Settled
+from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.decide import Deny, Permit, decide, decide_forwarded
 from mesh.ports import Clock
@@ -27,6 +28,7 @@ from mesh.types import (
     Endpoint,
     Facts,
     Here,
+    Jurisdiction,
     KeyId,
     ModelId,
     Operation,
@@ -80,6 +82,7 @@ class Story(Generic[P, H]):
         here: Here,
         atlas: Atlas,
         book: PolicyBook,
+        authority: Authority,
         keyring: Keyring,
         fleet: Callable[[], Fleet],
         hops: Hops[P, H],
@@ -95,6 +98,7 @@ class Story(Generic[P, H]):
         # For a call that was sent on here no other region exists: it is never sent further.
         self._alone = Atlas(here=atlas.here, sites={atlas.here: atlas.sites[atlas.here]}, models=atlas.models)
         self._book = book
+        self._authority = authority
         self._keyring = keyring
         self._fleet = fleet
         self._hops = hops
@@ -173,7 +177,7 @@ class Story(Generic[P, H]):
         key, policy = self._book.key(key_id), self._book.tenant(tenant)
         if key is None or key.revoked or policy is None:
             raise MeshError(Code.INVALID_API_KEY)
-        match decide(policy, self._here):
+        match decide(policy, self._here, self._left_s):
             case Permit() as permit:
                 return permit
             case Deny(code=code):
@@ -186,11 +190,14 @@ class Story(Generic[P, H]):
         if policy is None or sender is None:
             # Its home's change has not arrived here: nothing is known that would allow it.
             raise MeshError(Code.RESIDENCY_REFUSED)
-        match decide_forwarded(policy, self._here, sender.jurisdiction):
+        match decide_forwarded(policy, self._here, sender.jurisdiction, self._left_s):
             case Permit() as permit:
                 return permit
             case Deny(code=code):
                 raise self.refusal(code, policy)
+
+    def _left_s(self, policy: TenantPolicy, place: Jurisdiction) -> float:
+        return self._authority.left_s(policy, place, self._clock.instant())
 
     def refusal(self, code: Code, policy: TenantPolicy) -> MeshError:
         """The error of a denial; a residency refusal names the doors of the regions in the pin, and no other."""

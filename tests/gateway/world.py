@@ -12,8 +12,10 @@ from mesh.gateway.answers import Answers
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Hop, HopHead, Parcel, Settled
 from mesh.gateway.story import Story
+from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantKey, TenantPolicy
 from mesh.policy.keys import make_key
+from mesh.ports import Instant
 from mesh.routing.fleet import Atlas, CatalogueModel, Fleet, ModelLoad, RegionLoad, Replica, Site
 from mesh.runtime import SystemEntropy
 from mesh.settings import Address
@@ -73,6 +75,9 @@ class ManualClock:
 
     def wall_s(self) -> float:
         return 1_700_000_000.0
+
+    def instant(self) -> Instant:
+        return Instant(boot_s=self.at_s, raw_s=self.at_s, wall_s=1_700_000_000.0 + self.at_s)
 
     async def sleep(self, seconds: float) -> None:
         self.at_s += seconds
@@ -217,6 +222,8 @@ class World:
         self.clock = ManualClock()
         self.hasher = CountingHasher()
         self.book = PolicyBook()
+        self.authority = Authority()
+        self.authority.granted({}, self.clock.instant())
         self.counted: list[Settled] = []
         self.hops = ScriptedHops({"a:1": [ScriptedHop()]} if hops is None else hops)
         self.fleet = Fleet(replicas=tuple(replicas), regions={one.region: one for one in loads})
@@ -232,6 +239,7 @@ class World:
             here=here,
             atlas=atlas,
             book=self.book,
+            authority=self.authority,
             keyring=self.keyring,
             fleet=lambda: self.fleet,
             hops=self.hops,
@@ -243,7 +251,13 @@ class World:
             max_body_bytes=1000,
         )
         self.answers = Answers(
-            here=here, atlas=atlas, book=self.book, keyring=self.keyring, fleet=lambda: self.fleet, clock=self.clock
+            here=here,
+            atlas=atlas,
+            book=self.book,
+            authority=self.authority,
+            keyring=self.keyring,
+            fleet=lambda: self.fleet,
+            clock=self.clock,
         )
 
     @property
@@ -263,6 +277,7 @@ class World:
             TenantPolicy(
                 tenant=TENANT,
                 home=VN,
+                home_jurisdiction=JURISDICTION[VN],
                 revision=Revision(revision),
                 state=state,
                 allowed=frozenset(map(Jurisdiction, allowed)),
