@@ -1,12 +1,28 @@
 from mesh.v1 import classification_pb2 as _classification_pb2
 from mesh.v1 import router_pb2 as _router_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class MemberState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MEMBER_STATE_UNSPECIFIED: _ClassVar[MemberState]
+    MEMBER_STATE_WAITING: _ClassVar[MemberState]
+    MEMBER_STATE_DRAINING: _ClassVar[MemberState]
+    MEMBER_STATE_ACKNOWLEDGED: _ClassVar[MemberState]
+    MEMBER_STATE_LAPSED: _ClassVar[MemberState]
+    MEMBER_STATE_TIMED_OUT: _ClassVar[MemberState]
+MEMBER_STATE_UNSPECIFIED: MemberState
+MEMBER_STATE_WAITING: MemberState
+MEMBER_STATE_DRAINING: MemberState
+MEMBER_STATE_ACKNOWLEDGED: MemberState
+MEMBER_STATE_LAPSED: MemberState
+MEMBER_STATE_TIMED_OUT: MemberState
 
 class Tenant(_message.Message):
     __slots__ = ("tenant", "name", "home", "allowed", "transfer", "state", "revision")
@@ -53,10 +69,12 @@ class ListTenantsResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ...) -> None: ...
 
 class SuspendTenantRequest(_message.Message):
-    __slots__ = ("tenant",)
+    __slots__ = ("tenant", "patience")
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
-    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+    patience: Patience
+    def __init__(self, tenant: _Optional[str] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
 
 class ResumeTenantRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -65,12 +83,148 @@ class ResumeTenantRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ...) -> None: ...
 
 class PinRequest(_message.Message):
-    __slots__ = ("tenant", "allowed")
+    __slots__ = ("tenant", "allowed", "drain_ms", "patience")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_MS_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     allowed: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tenant: _Optional[str] = ..., allowed: _Optional[_Iterable[str]] = ...) -> None: ...
+    drain_ms: int
+    patience: Patience
+    def __init__(self, tenant: _Optional[str] = ..., allowed: _Optional[_Iterable[str]] = ..., drain_ms: _Optional[int] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
+
+class Patience(_message.Message):
+    __slots__ = ("op_id", "strict", "timeout_ms", "receipt")
+    OP_ID_FIELD_NUMBER: _ClassVar[int]
+    STRICT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    op_id: str
+    strict: bool
+    timeout_ms: int
+    receipt: bool
+    def __init__(self, op_id: _Optional[str] = ..., strict: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., receipt: _Optional[bool] = ...) -> None: ...
+
+class SetAuthorityRequest(_message.Message):
+    __slots__ = ("tenant", "home_ms", "foreign_ms", "patience")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    HOME_MS_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_MS_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    home_ms: int
+    foreign_ms: int
+    patience: Patience
+    def __init__(self, tenant: _Optional[str] = ..., home_ms: _Optional[int] = ..., foreign_ms: _Optional[int] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
+
+class MemberProgress(_message.Message):
+    __slots__ = ("member", "region", "gateway", "state", "left_ms")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    member: str
+    region: str
+    gateway: str
+    state: MemberState
+    left_ms: int
+    def __init__(self, member: _Optional[str] = ..., region: _Optional[str] = ..., gateway: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., left_ms: _Optional[int] = ...) -> None: ...
+
+class ShrinkProgress(_message.Message):
+    __slots__ = ("op_id", "tenant", "key", "members", "waited_ms", "done", "receipt")
+    OP_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_MS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    op_id: str
+    tenant: Tenant
+    key: Key
+    members: _containers.RepeatedCompositeFieldContainer[MemberProgress]
+    waited_ms: int
+    done: bool
+    receipt: str
+    def __init__(self, op_id: _Optional[str] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., members: _Optional[_Iterable[_Union[MemberProgress, _Mapping]]] = ..., waited_ms: _Optional[int] = ..., done: _Optional[bool] = ..., receipt: _Optional[str] = ...) -> None: ...
+
+class PinStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ShardNumber(_message.Message):
+    __slots__ = ("home", "shard", "applied", "head")
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    home: str
+    shard: int
+    applied: int
+    head: int
+    def __init__(self, home: _Optional[str] = ..., shard: _Optional[int] = ..., applied: _Optional[int] = ..., head: _Optional[int] = ...) -> None: ...
+
+class DrainingTenant(_message.Message):
+    __slots__ = ("tenant", "revision", "left_ms")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    revision: int
+    left_ms: int
+    def __init__(self, tenant: _Optional[str] = ..., revision: _Optional[int] = ..., left_ms: _Optional[int] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("member", "region", "gateway", "grant_age_ms", "shards", "draining")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    GRANT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    member: str
+    region: str
+    gateway: str
+    grant_age_ms: int
+    shards: _containers.RepeatedCompositeFieldContainer[ShardNumber]
+    draining: _containers.RepeatedCompositeFieldContainer[DrainingTenant]
+    def __init__(self, member: _Optional[str] = ..., region: _Optional[str] = ..., gateway: _Optional[str] = ..., grant_age_ms: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardNumber, _Mapping]]] = ..., draining: _Optional[_Iterable[_Union[DrainingTenant, _Mapping]]] = ...) -> None: ...
+
+class OpenShrink(_message.Message):
+    __slots__ = ("op_id", "tenant", "revision", "waited_ms")
+    OP_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    WAITED_MS_FIELD_NUMBER: _ClassVar[int]
+    op_id: str
+    tenant: str
+    revision: int
+    waited_ms: int
+    def __init__(self, op_id: _Optional[str] = ..., tenant: _Optional[str] = ..., revision: _Optional[int] = ..., waited_ms: _Optional[int] = ...) -> None: ...
+
+class PinStatusResponse(_message.Message):
+    __slots__ = ("members", "open")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    open: _containers.RepeatedCompositeFieldContainer[OpenShrink]
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[OpenShrink, _Mapping]]] = ...) -> None: ...
+
+class AttestDeadRequest(_message.Message):
+    __slots__ = ("member",)
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    member: str
+    def __init__(self, member: _Optional[str] = ...) -> None: ...
+
+class AttestDeadResponse(_message.Message):
+    __slots__ = ("member", "gateway")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    member: str
+    gateway: str
+    def __init__(self, member: _Optional[str] = ..., gateway: _Optional[str] = ...) -> None: ...
 
 class CreateKeyRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -105,10 +259,12 @@ class ListKeysResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Key, _Mapping]]] = ...) -> None: ...
 
 class RevokeKeyRequest(_message.Message):
-    __slots__ = ("key_id",)
+    __slots__ = ("key_id", "patience")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
     key_id: str
-    def __init__(self, key_id: _Optional[str] = ...) -> None: ...
+    patience: Patience
+    def __init__(self, key_id: _Optional[str] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
 
 class UsageRequest(_message.Message):
     __slots__ = ("tenant", "from_s", "to_s")

@@ -51,20 +51,35 @@ class AdminStub:
                 request_serializer=mesh_dot_v1_dot_admin__pb2.ListTenantsRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.ListTenantsResponse.FromString,
                 _registered_method=True)
-        self.SuspendTenant = channel.unary_unary(
+        self.SuspendTenant = channel.unary_stream(
                 '/mesh.v1.Admin/SuspendTenant',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.SuspendTenantRequest.SerializeToString,
-                response_deserializer=mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
                 _registered_method=True)
         self.ResumeTenant = channel.unary_unary(
                 '/mesh.v1.Admin/ResumeTenant',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.ResumeTenantRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
                 _registered_method=True)
-        self.Pin = channel.unary_unary(
+        self.Pin = channel.unary_stream(
                 '/mesh.v1.Admin/Pin',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.PinRequest.SerializeToString,
-                response_deserializer=mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+                _registered_method=True)
+        self.SetAuthority = channel.unary_stream(
+                '/mesh.v1.Admin/SetAuthority',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.SetAuthorityRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+                _registered_method=True)
+        self.PinStatus = channel.unary_unary(
+                '/mesh.v1.Admin/PinStatus',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.PinStatusRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.PinStatusResponse.FromString,
+                _registered_method=True)
+        self.AttestDead = channel.unary_unary(
+                '/mesh.v1.Admin/AttestDead',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.AttestDeadRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.AttestDeadResponse.FromString,
                 _registered_method=True)
         self.CreateKey = channel.unary_unary(
                 '/mesh.v1.Admin/CreateKey',
@@ -76,10 +91,10 @@ class AdminStub:
                 request_serializer=mesh_dot_v1_dot_admin__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
-        self.RevokeKey = channel.unary_unary(
+        self.RevokeKey = channel.unary_stream(
                 '/mesh.v1.Admin/RevokeKey',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
-                response_deserializer=mesh_dot_v1_dot_admin__pb2.Key.FromString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
                 _registered_method=True)
         self.Usage = channel.unary_unary(
                 '/mesh.v1.Admin/Usage',
@@ -124,7 +139,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SuspendTenant(self, request, context):
-        """SuspendTenant stops serving a tenant.
+        """SuspendTenant stops serving a tenant, and tells how far that has come until it holds everywhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +153,28 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Pin(self, request, context):
-        """Pin sets the jurisdictions that a tenant allows.
+        """Pin sets the jurisdictions that a tenant allows, and tells how far a removal has come until it holds everywhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAuthority(self, request, context):
+        """SetAuthority sets for how long a gateway may act on a tenant's policy as last seen.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinStatus(self, request, context):
+        """PinStatus lists the members: every gateway process of the mesh that was granted authority.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttestDead(self, request, context):
+        """AttestDead takes the operator's word that a gateway process of this region is dead, with all its work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,7 +195,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeKey(self, request, context):
-        """RevokeKey ends a key for good.
+        """RevokeKey ends a key for good, and tells how far that has come until it holds everywhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,20 +240,35 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.ListTenantsRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.ListTenantsResponse.SerializeToString,
             ),
-            'SuspendTenant': grpc.unary_unary_rpc_method_handler(
+            'SuspendTenant': grpc.unary_stream_rpc_method_handler(
                     servicer.SuspendTenant,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.SuspendTenantRequest.FromString,
-                    response_serializer=mesh_dot_v1_dot_admin__pb2.Tenant.SerializeToString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
             ),
             'ResumeTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeTenant,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.ResumeTenantRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.Tenant.SerializeToString,
             ),
-            'Pin': grpc.unary_unary_rpc_method_handler(
+            'Pin': grpc.unary_stream_rpc_method_handler(
                     servicer.Pin,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.PinRequest.FromString,
-                    response_serializer=mesh_dot_v1_dot_admin__pb2.Tenant.SerializeToString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
+            ),
+            'SetAuthority': grpc.unary_stream_rpc_method_handler(
+                    servicer.SetAuthority,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.SetAuthorityRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
+            ),
+            'PinStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinStatus,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.PinStatusRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.PinStatusResponse.SerializeToString,
+            ),
+            'AttestDead': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttestDead,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.AttestDeadRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.AttestDeadResponse.SerializeToString,
             ),
             'CreateKey': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateKey,
@@ -229,10 +280,10 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.ListKeysRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.ListKeysResponse.SerializeToString,
             ),
-            'RevokeKey': grpc.unary_unary_rpc_method_handler(
+            'RevokeKey': grpc.unary_stream_rpc_method_handler(
                     servicer.RevokeKey,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.RevokeKeyRequest.FromString,
-                    response_serializer=mesh_dot_v1_dot_admin__pb2.Key.SerializeToString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
             ),
             'Usage': grpc.unary_unary_rpc_method_handler(
                     servicer.Usage,
@@ -353,12 +404,12 @@ class Admin:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/mesh.v1.Admin/SuspendTenant',
             mesh_dot_v1_dot_admin__pb2.SuspendTenantRequest.SerializeToString,
-            mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
+            mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
             options,
             channel_credentials,
             insecure,
@@ -407,12 +458,93 @@ class Admin:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/mesh.v1.Admin/Pin',
             mesh_dot_v1_dot_admin__pb2.PinRequest.SerializeToString,
-            mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
+            mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.Admin/SetAuthority',
+            mesh_dot_v1_dot_admin__pb2.SetAuthorityRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Admin/PinStatus',
+            mesh_dot_v1_dot_admin__pb2.PinStatusRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.PinStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttestDead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Admin/AttestDead',
+            mesh_dot_v1_dot_admin__pb2.AttestDeadRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.AttestDeadResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -488,12 +620,12 @@ class Admin:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/mesh.v1.Admin/RevokeKey',
             mesh_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
-            mesh_dot_v1_dot_admin__pb2.Key.FromString,
+            mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
             options,
             channel_credentials,
             insecure,
