@@ -35,6 +35,7 @@ class Code(StrEnum):
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     EXPECTATION_FAILED = "expectation_failed"
+    MISDIRECTED_REQUEST = "misdirected_request"
     HEADERS_TOO_LARGE = "headers_too_large"
     RATE_LIMITED = "rate_limited"
     RESIDENCY_REFUSED = "residency_refused"
@@ -52,6 +53,9 @@ class Code(StrEnum):
     UNKNOWN_JURISDICTION = "unknown_jurisdiction"
     UNKNOWN_REGION = "unknown_region"
     POLICY_STORE_UNAVAILABLE = "policy_store_unavailable"
+    SUPERSEDED = "superseded"
+    MEMBER_NOT_FOUND = "member_not_found"
+    INVALID_RECEIPT = "invalid_receipt"
     INVALID_SETTINGS = "invalid_settings"
     NOT_RUNNING = "not_running"
     ALREADY_RUNNING = "already_running"
@@ -122,6 +126,9 @@ _ROWS: dict[Code, Row] = {
     Code.EXPECTATION_FAILED: _row(
         417, _REQUEST, "INVALID_ARGUMENT", _NO, "The only expectation known is '100-continue'."
     ),
+    Code.MISDIRECTED_REQUEST: _row(
+        421, _REQUEST, "FAILED_PRECONDITION", _NO, "The name that was called is not one for this key here."
+    ),
     Code.HEADERS_TOO_LARGE: _row(
         431, _REQUEST, "INVALID_ARGUMENT", _NO, "The headers are larger than this door takes."
     ),
@@ -150,6 +157,11 @@ _ROWS: dict[Code, Row] = {
     Code.POLICY_STORE_UNAVAILABLE: _row(
         503, _SERVER, "UNAVAILABLE", _LATER, "The control store cannot be reached; nothing was changed."
     ),
+    Code.SUPERSEDED: _row(
+        409, _REQUEST, "ABORTED", _NO, "A later change of this tenant took the place of this one before it held everywhere."
+    ),
+    Code.MEMBER_NOT_FOUND: _row(404, _REQUEST, "NOT_FOUND", _NO, "No gateway process of this id has a grant."),
+    Code.INVALID_RECEIPT: _row(400, _REQUEST, "INVALID_ARGUMENT", _NO, "This is no receipt that its home has signed."),
     Code.INVALID_SETTINGS: _row(400, _REQUEST, "INVALID_ARGUMENT", _NO, "The configuration is not valid."),
     Code.NOT_RUNNING: _row(503, _SERVER, "UNAVAILABLE", _NO, "No mesh runs here."),
     Code.ALREADY_RUNNING: _row(409, _REQUEST, "FAILED_PRECONDITION", _NO, "A mesh with other regions runs here."),

@@ -19,6 +19,7 @@ _DOOR_CODES: dict[str, tuple[Code, ...]] = {
         Code.REQUEST_TIMEOUT,
         Code.EXPECTATION_FAILED,
         Code.RATE_LIMITED,
+        Code.MISDIRECTED_REQUEST,
         Code.HEADERS_TOO_LARGE,
         Code.INTERNAL_ERROR,
         Code.POLICY_STALE,
@@ -96,7 +97,14 @@ def _paths() -> Schema:
                 "security": [],
                 "responses": {
                     "200": _answer("Alive.", {"type": "object", "properties": {"status": {"const": "ok"}}}, bare=True),
-                    **_refusals((Code.MALFORMED_REQUEST, Code.METHOD_NOT_ALLOWED, Code.HEADERS_TOO_LARGE)),
+                    **_refusals(
+                        (
+                            Code.MALFORMED_REQUEST,
+                            Code.METHOD_NOT_ALLOWED,
+                            Code.MISDIRECTED_REQUEST,
+                            Code.HEADERS_TOO_LARGE,
+                        )
+                    ),
                 },
             }
         },
