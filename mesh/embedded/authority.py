@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mesh.errors import Code, MeshError
-from mesh.tls import ETCD_NAME, OPERATOR_REGION, Identity, internal_name
+from mesh.tls import ETCD_NAME, OPERATOR_REGION, Identity, door_name, internal_name
 from mesh.types import RegionId, Role
 
 VALID = timedelta(days=825)
@@ -56,24 +56,36 @@ class _Authority:
     key: ec.EllipticCurvePrivateKey = field(repr=False)
 
 
-def make_pki(folder: Path, regions: Mapping[RegionId, Sequence[str]], etcd_addresses: Sequence[str]) -> None:
+def make_pki(
+    folder: Path,
+    regions: Mapping[RegionId, Sequence[str]],
+    etcd_addresses: Sequence[str],
+    *,
+    zones: Mapping[RegionId, str] | None = None,
+) -> None:
     """Makes what is missing, too old, or made for other addresses. Folders get mode 700, keys and secrets 600.
 
     Args:
         folder: The PKI folder.
         regions: Each region's addresses: what its doors and its programs listen on.
         etcd_addresses: What the control store listens on.
+        zones: What stands behind the label in the names of a region's tenants: its doors' certificate has them all.
 
     Raises:
         MeshError: `start_failed` where the folder cannot be written.
     """
     try:
-        _make(folder, regions, etcd_addresses)
+        _make(folder, regions, etcd_addresses, zones or {})
     except OSError as error:
         raise MeshError(Code.START_FAILED, hint=f"{error.filename or folder}: {error.strerror}.") from None
 
 
-def _make(folder: Path, regions: Mapping[RegionId, Sequence[str]], etcd_addresses: Sequence[str]) -> None:
+def _make(
+    folder: Path,
+    regions: Mapping[RegionId, Sequence[str]],
+    etcd_addresses: Sequence[str],
+    zones: Mapping[RegionId, str],
+) -> None:
     _private(folder)
     doors = _authority(folder / "doors-ca", "Mesh doors CA")
     inside = _authority(folder / "mesh-ca", "Mesh internal CA")
@@ -84,7 +96,8 @@ def _make(folder: Path, regions: Mapping[RegionId, Sequence[str]], etcd_addresse
     _issue(etcd / "root", inside, _Subject("root"))
     for region, addresses in regions.items():
         home = _private(folder / region)
-        door = _Subject(f"door-{region}", dns=(f"door.{region}.mesh",), addresses=tuple(addresses))
+        names = (zones[region], f"*.{zones[region]}") if region in zones else ()
+        door = _Subject(f"door-{region}", dns=(door_name(region), *names), addresses=tuple(addresses))
         _issue(home / "door", doors, door)
         for role in (Role.GATEWAY, Role.REPLICA, Role.ADMIN):
             subject = _Subject(

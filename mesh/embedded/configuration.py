@@ -105,5 +105,6 @@ def _embedded(region: Region, addresses: Addresses, accelerator: str) -> Region:
         gateways=(gateway,),
         deployments=(deployment,) if models else (),
         replica_host=here.host,
+        domain=None,
         provider={},
     )

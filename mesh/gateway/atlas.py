@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mesh.policy.hostnames import DoorNames, host_name
 from mesh.routing.fleet import Atlas, CatalogueModel, Site
-from mesh.settings import Address, Settings
+from mesh.settings import Address, Gateway, Settings
+from mesh.tls import door_name
 from mesh.types import RegionId
 
 
@@ -12,7 +14,9 @@ def atlas_of(settings: Settings, here: RegionId) -> Atlas:
     return Atlas(
         here=here,
         sites={
-            region.id: Site(region=region.id, jurisdiction=region.jurisdiction, endpoint=region.endpoint)
+            region.id: Site(
+                region=region.id, jurisdiction=region.jurisdiction, endpoint=region.endpoint, zone=region.zone
+            )
             for region in settings.regions.values()
         },
         models={
@@ -24,6 +28,17 @@ def atlas_of(settings: Settings, here: RegionId) -> Atlas:
             )
             for model in settings.models.values()
         },
+    )
+
+
+def door_names(settings: Settings, region: RegionId, gateway: Gateway) -> DoorNames:
+    """The names by which a gateway's doors are called."""
+    here = settings.regions[region]
+    plain = (here.endpoint.http.removeprefix("https://"), here.endpoint.grpc, str(gateway.http), str(gateway.grpc))
+    return DoorNames(
+        plain=frozenset({*map(host_name, plain), door_name(region)}),
+        zone=here.zone,
+        zones=frozenset(one.zone for one in settings.regions.values() if one.zone is not None),
     )
 
 

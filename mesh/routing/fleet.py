@@ -73,11 +73,12 @@ class CatalogueModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A region of the mesh, as configured."""
+    """A region of the mesh, as configured. `zone` is what stands behind the label in its tenants' names, or None."""
 
     region: RegionId
     jurisdiction: Jurisdiction
     endpoint: Endpoint
+    zone: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from mesh.errors import SettingsError
+from mesh.policy.hostnames import host_name
 from mesh.settings.document import Faults, read_document
 from mesh.settings.model import (
     JURISDICTIONS,
@@ -36,6 +37,8 @@ _PORT = re.compile(r":[0-9]+$")
 _ORIGIN_RULE = "https://host or https://host:port, without a path"
 _MEMBER_RULE = "https://host:port"
 _HOST_RULE = "a host's name or address"
+_DOMAIN = re.compile(r"(?=.{1,200}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_DOMAIN_RULE = "a DNS name in lower case, without a final dot, such as mesh.example"
 _PORTS = ("http", "grpc", "internal", "peer", "operator")
 
 
@@ -122,7 +125,23 @@ def _catalogue(models_path: Path, models_file: str, folder: Path, prefix: str, f
             regions[region.id] = region
     if not paths:
         faults.add(prefix or "regions/", "", "holds no region; write <id>.yaml")
+    _check_names(regions, ids, faults)
     return Catalogue(regions=regions, models=models)
+
+
+def _check_names(regions: Mapping[RegionId, Region], files: Mapping[str, str], faults: Faults) -> None:
+    """No name of one region's doors may be one of another's: a certificate would be good for both."""
+    for region in regions.values():
+        for other in regions.values():
+            if other is region or other.zone is None:
+                continue
+            under = f".{other.zone}"
+            if region.zone is not None and region.zone.endswith(under):
+                faults.add(files[region.id], "domain", f"makes names that are also those of {other.id}; take another")
+            for key, address in (("http", region.endpoint.http), ("grpc", region.endpoint.grpc)):
+                host = host_name(address.removeprefix("https://"))
+                if host == other.zone or host.endswith(under):
+                    faults.add(files[region.id], f"endpoint.{key}", f"is a name of {other.id}; take another")
 
 
 def _models(table: Table) -> dict[ModelId, Model]:
@@ -165,6 +184,7 @@ def _region(table: Table, stem: str, models: Mapping[ModelId, Model]) -> Region:
         admin=table.address("admin"),
         gateways=_gateways(table),
         deployments=_deployments(table, accelerator, models),
+        domain=table.text("domain", _DOMAIN, _DOMAIN_RULE) if table.has("domain") else None,
         replica_host=_replica_host(table),
         provider=read_provider(table.table("provider")) if table.has("provider") else {},
     )
@@ -282,6 +302,8 @@ def _region_out(region: Region) -> dict[str, object]:
             for d in region.deployments
         ],
     }
+    if region.domain is not None:
+        out["domain"] = region.domain
     if region.replica_host is not None:
         out["replica_host"] = region.replica_host
     if region.provider:

@@ -100,6 +100,7 @@ class Region:
         accelerator: `cpu` or `cuda`.
         endpoint: The doors as clients reach them.
         policy_keys: What signs its tenants' policy; without one it is no tenant's home.
+        domain: Under which the region's tenants have names of their own, or None; see `mesh.policy.hostnames`.
         replica_host: The address on which the region's replicas open their ports; None where Ray's node address is it.
         provider: What fills the cluster launcher's template, as in `cluster.yaml`.
     """
@@ -113,8 +114,14 @@ class Region:
     gateways: tuple[Gateway, ...]
     deployments: tuple[Deployment, ...]
     policy_keys: tuple[PolicyKey, ...] = ()
+    domain: str | None = None
     replica_host: str | None = None
     provider: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def zone(self) -> str | None:
+        """`<region>.<domain>`: what stands behind the label in its tenants' names."""
+        return None if self.domain is None else f"{self.id}.{self.domain}"
 
     @property
     def models(self) -> frozenset[ModelId]:

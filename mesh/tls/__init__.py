@@ -11,8 +11,8 @@ from mesh.tls.credentials import (
     grpc_root_credentials,
     grpc_server_credentials,
 )
-from mesh.tls.files import read_mesh_secret
-from mesh.tls.identity import OPERATOR_REGION, Identity, identity_of, identity_of_grpc, internal_name
+from mesh.tls.files import read_mesh_secret, read_policy_key
+from mesh.tls.identity import OPERATOR_REGION, Identity, door_name, identity_of, identity_of_grpc, internal_name
 from mesh.tls.selfcheck import GRPC_SUITES, check_tls13, prepare_process
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_tls13",
     "client_context",
     "door_context",
+    "door_name",
     "grpc_channel_credentials",
     "grpc_channel_options",
     "grpc_door_channel_credentials",
@@ -35,5 +36,6 @@ __all__ = [
     "internal_name",
     "prepare_process",
     "read_mesh_secret",
+    "read_policy_key",
     "server_context",
 ]

@@ -57,6 +57,11 @@ def internal_name(role: Role, region: RegionId) -> str:
     return f"{role}.{region}.mesh"
 
 
+def door_name(region: RegionId) -> str:
+    """The DNS name that every certificate of a region's doors has, such as `door.vn-1.mesh`."""
+    return f"door.{region}.mesh"
+
+
 def _only(uris: Iterable[str]) -> Identity | None:
     identities = [Identity.parse(uri) for uri in uris]
     return identities[0] if len(identities) == 1 else None

@@ -76,6 +76,27 @@ def test_the_repositorys_own_regions() -> None:
     assert [i for i, region in catalogue.regions.items() if "smollm2-135m-sg" in region.models] == ["ap-southeast-1"]
 
 
+def test_a_region_may_have_a_domain(tmp_path: Path) -> None:
+    assert load(write(tmp_path)).regions["vn-1"].zone is None
+    with_domain = REGION + "domain: mesh.example\n"
+    assert load(write(tmp_path, **{"vn-1": with_domain})).regions["vn-1"].zone == "vn-1.mesh.example"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("domain: mesh.example", "domain: vn-1.mesh.example"), "regions/sg-1.yaml: domain: makes names that are also"),
+        (('http: "https://127.1.1.1:8443"', 'http: "https://vn-1.mesh.example"'), "endpoint.http: is a name of vn-1"),
+        (('grpc: "127.1.1.1:8444"}', 'grpc: "x.VN-1.mesh.example:1"}'), "endpoint.grpc: is a name of vn-1"),
+    ],
+)
+def test_no_name_of_a_door_is_another_regions(tmp_path: Path, change: tuple[str, str], fault: str) -> None:
+    first = REGION + "domain: mesh.example\n"
+    second = first.replace("id: vn-1", "id: sg-1").replace(*change)
+    (found,) = faults(write(tmp_path, **{"vn-1": first, "sg-1": second}))
+    assert fault in found
+
+
 REGION_FAULTS = [
     ("id: vn-1", "id: vn-2", "id: must be the file's name without .yaml"),
     ("id: vn-1", "id: VN_1", "id: must be 1 to 32 of"),
@@ -115,6 +136,9 @@ REGION_FAULTS = [
     ("id: vn-1", "id: [vn-1", "is not YAML"),
     ("id: vn-1", "id: " + "[" * 5000, "line 1: is nested too deep"),
     ("replicas: 1", "replicas: " + "9" * 5000, "replicas: is not a number that can be read"),
+    ("accelerator: cpu", "accelerator: cpu\ndomain: Mesh.example", "domain: must be a DNS name in lower case"),
+    ("accelerator: cpu", "accelerator: cpu\ndomain: 10.0.0.1", "domain: must be a DNS name in lower case"),
+    ("accelerator: cpu", "accelerator: cpu\ndomain: mesh.example.", "domain: must be a DNS name in lower case"),
     ("accelerator: cpu", "accelerator: cpu\nreplica_host: a b", "replica_host: must be a host's name"),
     ("accelerator: cpu", "accelerator: cpu\nprovider: {type: gcp}", "provider.type: must be one of aws, local"),
     ("accelerator: cpu", "accelerator: cpu\nprovider: {type: local, ssh_user: m}", "provider.head_ip: is missing"),

@@ -72,6 +72,7 @@ def regions(draw: st.DrawFn, id_: str, known: list[ModelId]) -> Region:
             for gateway in draw(st.lists(ids, min_size=1, max_size=3, unique=True))
         ),
         deployments=tuple(draw(st.lists(deployments, max_size=3, unique_by=lambda d: d.name))) if known else (),
+        domain=draw(st.none() | st.sampled_from(["mesh.example", "local", "a-1.b"])),
         replica_host=draw(st.none() | hosts),
         provider=draw(providers),
     )
