@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,7 @@ from mesh.settings.model import (
     Deployment,
     Gateway,
     Model,
+    PolicyKey,
     Region,
     Settings,
 )
@@ -36,6 +38,10 @@ _LEDGER = re.compile(r"(?:sqlite|postgresql)(?:\+[a-z0-9]+)?://[^\x00-\x1f\x7f]{
 _PORT = re.compile(r":[0-9]+$")
 _ORIGIN_RULE = "https://host or https://host:port, without a path"
 _MEMBER_RULE = "https://host:port"
+_PUBLIC = re.compile(r"[0-9a-f]{64}")
+_PUBLIC_RULE = "64 hex digits in lower case: the 32 bytes of an Ed25519 public key"
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DAY_RULE = "a day as 'YYYY-MM-DD', in quotes"
 _HOST_RULE = "a host's name or address"
 _DOMAIN = re.compile(r"(?=.{1,200}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _DOMAIN_RULE = "a DNS name in lower case, without a final dot, such as mesh.example"
@@ -65,6 +71,10 @@ def load(folder: Path) -> Settings:
         max_body_bytes=mesh.integer("max_body_bytes", 1024, 1024**3)
         if mesh.has("max_body_bytes")
         else Settings.__dataclass_fields__["max_body_bytes"].default,
+        control_epoch=mesh.integer("control_epoch", 1, 2**31) if mesh.has("control_epoch") else 1,
+        authority_cap_s=mesh.integer("authority_cap", 10, 7 * 86_400)
+        if mesh.has("authority_cap")
+        else Settings.__dataclass_fields__["authority_cap_s"].default,
     )
     mesh.close()
     if faults.items:
@@ -98,6 +108,8 @@ def render(settings: Settings) -> dict[str, str]:
         "models_dir": str(settings.models_dir),
         "otlp": settings.otlp,
         "max_body_bytes": settings.max_body_bytes,
+        "control_epoch": settings.control_epoch,
+        "authority_cap": settings.authority_cap_s,
     }
     files = {"mesh.yaml": _yaml(mesh), "models.yaml": _yaml({i: _model_out(m) for i, m in settings.models.items()})}
     return files | {f"regions/{i}.yaml": _yaml(_region_out(r)) for i, r in settings.regions.items()}
@@ -115,6 +127,7 @@ def _catalogue(models_path: Path, models_file: str, folder: Path, prefix: str, f
     for name in strangers:
         faults.add(prefix + name, "", "ends in .yml and would be overlooked; name it .yaml")
     ids: dict[str, str] = {}
+    signers: dict[bytes, str] = {}
     for path in paths:
         file = prefix + path.name
         region = _region(Table(read_document(path, file, faults), file, "", faults), path.stem, models)
@@ -123,6 +136,12 @@ def _catalogue(models_path: Path, models_file: str, folder: Path, prefix: str, f
         elif region.id:
             ids[region.id] = file
             regions[region.id] = region
+        for i, key in enumerate(region.policy_keys):
+            if key.public in signers:
+                text = f"stands in {signers[key.public]} too; each home signs with keys of its own"
+                faults.add(file, f"policy_keys[{i}].public", text)
+            elif key.public:
+                signers[key.public] = file
     if not paths:
         faults.add(prefix or "regions/", "", "holds no region; write <id>.yaml")
     _check_names(regions, ids, faults)
@@ -185,6 +204,7 @@ def _region(table: Table, stem: str, models: Mapping[ModelId, Model]) -> Region:
         gateways=_gateways(table),
         deployments=_deployments(table, accelerator, models),
         domain=table.text("domain", _DOMAIN, _DOMAIN_RULE) if table.has("domain") else None,
+        policy_keys=_policy_keys(table) if table.has("policy_keys") else (),
         replica_host=_replica_host(table),
         provider=read_provider(table.table("provider")) if table.has("provider") else {},
     )
@@ -209,6 +229,41 @@ def _gateways(table: Table) -> tuple[Gateway, ...]:
         entry.close()
         gateways.append(gateway)
     return tuple(gateways)
+
+
+def _policy_keys(table: Table) -> tuple[PolicyKey, ...]:
+    keys: list[PolicyKey] = []
+    for entry in table.tables("policy_keys"):
+        key = PolicyKey(
+            id=entry.text("id", _ID, _ID_RULE),
+            public=bytes.fromhex(entry.text("public", _PUBLIC, _PUBLIC_RULE)),
+            valid_from=_day(entry, "valid_from"),
+            valid_until=_day(entry, "valid_until"),
+        )
+        if key.id and any(other.id == key.id for other in keys):
+            entry.fault("id", "is another policy key's too; ids are unique in a region")
+        if key.valid_from and key.valid_until and key.valid_from > key.valid_until:
+            entry.fault("valid_until", "is before 'valid_from'")
+        entry.close()
+        keys.append(key)
+    return tuple(keys)
+
+
+def _day(table: Table, key: str) -> date | None:
+    if not table.has(key):
+        return None
+    text = table.text(key, _DAY, _DAY_RULE)
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        table.fault(key, f"must be {_DAY_RULE}")
+    return None
+
+
+def _policy_key_out(key: PolicyKey) -> dict[str, object]:
+    days = {"valid_from": key.valid_from, "valid_until": key.valid_until}
+    out: dict[str, object] = {"id": key.id, "public": key.public.hex()}
+    return out | {name: day.isoformat() for name, day in days.items() if day is not None}
 
 
 def _deployments(table: Table, accelerator: str, models: Mapping[ModelId, Model]) -> tuple[Deployment, ...]:
@@ -304,6 +359,8 @@ def _region_out(region: Region) -> dict[str, object]:
     }
     if region.domain is not None:
         out["domain"] = region.domain
+    if region.policy_keys:
+        out["policy_keys"] = [_policy_key_out(key) for key in region.policy_keys]
     if region.replica_host is not None:
         out["replica_host"] = region.replica_host
     if region.provider:

@@ -55,6 +55,7 @@ def test_a_good_folder(tmp_path: Path) -> None:
     assert settings.pki == tmp_path / "pki"
     assert settings.max_body_bytes == 8 * 1024 * 1024
     assert settings.otlp is None
+    assert (settings.control_epoch, settings.authority_cap_s, region.policy_keys) == (1, 86_400, ())
     assert region.name == "Hà Nội"
     assert region.models == {"small"}
     assert (region.endpoint.region, region.endpoint.jurisdiction) == ("vn-1", "VN")
@@ -140,6 +141,24 @@ REGION_FAULTS = [
     ("accelerator: cpu", "accelerator: cpu\ndomain: 10.0.0.1", "domain: must be a DNS name in lower case"),
     ("accelerator: cpu", "accelerator: cpu\ndomain: mesh.example.", "domain: must be a DNS name in lower case"),
     ("accelerator: cpu", "accelerator: cpu\nreplica_host: a b", "replica_host: must be a host's name"),
+    *(
+        ("accelerator: cpu", f"accelerator: cpu\npolicy_keys: {keys}", f"policy_keys{expected}")
+        for keys, expected in [
+            ("[]", ": must have at least 1 item"),
+            ("[{id: k1}]", "[0].public: is missing"),
+            (f"[{{id: k1, public: {'a' * 63}}}]", "[0].public: must be 64 hex digits"),
+            (f"[{{id: k1, public: {'A' * 64}}}]", "[0].public: must be 64 hex digits"),
+            (f"[{{id: k1, public: {'a' * 64}, until: 1}}]", "[0].until: is not known"),
+            (f"[{{id: k1, public: {'a' * 64}}}, {{id: k1, public: {'b' * 64}}}]", "[1].id: is another policy key's"),
+            (f"[{{id: k1, public: {'a' * 64}}}, {{id: k2, public: {'a' * 64}}}]", "[1].public: stands in regions/vn-1"),
+            (f"[{{id: k1, public: {'a' * 64}, valid_from: '2026-13-01'}}]", "[0].valid_from: must be a day"),
+            (f"[{{id: k1, public: {'a' * 64}, valid_from: 2026}}]", "[0].valid_from: must be text"),
+            (
+                f"[{{id: k1, public: {'a' * 64}, valid_from: '2026-02-02', valid_until: '2026-02-01'}}]",
+                "[0].valid_until: is before 'valid_from'",
+            ),
+        ]
+    ),
     ("accelerator: cpu", "accelerator: cpu\nprovider: {type: gcp}", "provider.type: must be one of aws, local"),
     ("accelerator: cpu", "accelerator: cpu\nprovider: {type: local, ssh_user: m}", "provider.head_ip: is missing"),
 ]
@@ -172,6 +191,8 @@ MESH_FAULTS = [
     ("https://127.1.0.9:2379", "http://127.1.0.9:2379", "mesh.yaml: etcd[0]: must be https://host:port"),
     ("sqlite:////var", "mysql:////var", "mesh.yaml: ledger: must be a SQLAlchemy URL"),
     ("pki: pki", "pki: pki\notlp: collector", "mesh.yaml: otlp: must be host:port"),
+    ("pki: pki", "pki: pki\ncontrol_epoch: 0", "mesh.yaml: control_epoch: must be a whole number from 1"),
+    ("pki: pki", "pki: pki\nauthority_cap: 1h", "mesh.yaml: authority_cap: must be a whole number from 10"),
     ("pki: pki", "pki: pki\nmax_body_bytes: 1", "mesh.yaml: max_body_bytes: must be a whole number"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mesh.settings import (
     Deployment,
     Gateway,
     Model,
+    PolicyKey,
     Region,
     Settings,
     load,
@@ -37,6 +39,17 @@ models = st.builds(
     slots=counts,
     queue=st.integers(0, 9),
 )
+
+
+@st.composite
+def policy_keys(draw: st.DrawFn, region: str) -> PolicyKey:
+    days = sorted(draw(st.tuples(st.dates(), st.dates())))
+    return PolicyKey(
+        id=draw(ids),
+        public=hashlib.sha256(region.encode() + draw(st.binary(max_size=2))).digest(),
+        valid_from=draw(st.none() | st.just(days[0])),
+        valid_until=draw(st.none() | st.just(days[1])),
+    )
 
 
 @st.composite
@@ -73,6 +86,9 @@ def regions(draw: st.DrawFn, id_: str, known: list[ModelId]) -> Region:
         ),
         deployments=tuple(draw(st.lists(deployments, max_size=3, unique_by=lambda d: d.name))) if known else (),
         domain=draw(st.none() | st.sampled_from(["mesh.example", "local", "a-1.b"])),
+        policy_keys=tuple(
+            draw(st.lists(policy_keys(id_), max_size=3, unique_by=(lambda key: key.id, lambda key: key.public)))
+        ),
         replica_host=draw(st.none() | hosts),
         provider=draw(providers),
     )
@@ -92,6 +108,8 @@ def settings(draw: st.DrawFn) -> Settings:
         ledger=draw(st.sampled_from(["sqlite:////x/{region}.db", "postgresql+psycopg://u:p@db/{region}"])),
         models_dir=Path("/var/cache"),
         otlp=draw(st.none() | st.just("127.0.0.1:4317")),
+        control_epoch=draw(counts),
+        authority_cap_s=draw(st.integers(10, 86_400)),
         max_body_bytes=draw(st.integers(1024, 1 << 30)),
     )
 
