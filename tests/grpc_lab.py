@@ -13,6 +13,7 @@ import grpc.aio
 
 from mesh.content.frames import Frame, FrameKind
 from mesh.errors import Code, MeshError
+from mesh.policy.hostnames import DoorNames, check_label
 from mesh.routing.explain import Explanation, Outcome, Reason, Verdict, Why
 from mesh.settings import Address
 from mesh.tls import grpc_door_channel_credentials, grpc_door_credentials
@@ -39,6 +40,7 @@ VN, SG = RegionId("vn-1"), RegionId("ap-southeast-1")
 HERE = Here(region=VN, jurisdiction=Jurisdiction("VN"))
 LIMIT_BYTES = 4 * 1024 * 1024
 GOOD_KEY = "good"
+TENANT = TenantId("t_aaaaaaaaaaaaaaaa")
 KEY = (("authorization", f"Bearer {GOOD_KEY}"),)
 SINGAPORE = Endpoint(region=SG, jurisdiction=Jurisdiction("SG"), http="https://127.0.0.2:8443", grpc="127.0.0.2:8444")
 HEAD = AnswerHead(request_id=RequestId("req-1"), region=SG, jurisdiction=Jurisdiction("SG"), revision=Revision(7))
@@ -84,20 +86,21 @@ class FakeHop:
 class FakeQueries:
     """Knows one key."""
 
-    async def authenticate(self, credential: str | None) -> None:
+    async def authenticate(self, credential: str | None, label: str | None) -> None:
+        check_label(label, TENANT)
         if credential != GOOD_KEY:
             raise MeshError(Code.INVALID_API_KEY)
 
-    async def models(self, credential, request_id):
-        await self.authenticate(credential)
+    async def models(self, credential, label, request_id):
+        await self.authenticate(credential, label)
         return HEAD, (ModelView(id=ModelId("m"), kind=ModelKind.EMBEDDING, context=256, regions=(VN, SG)),)
 
-    async def resolve(self, credential, request_id):
-        await self.authenticate(credential)
+    async def resolve(self, credential, label, request_id):
+        await self.authenticate(credential, label)
         return HEAD, Resolution(here=VN, served_here=False, allowed=(SINGAPORE,), revision=Revision(7))
 
-    async def explain(self, credential, request_id, model):
-        await self.authenticate(credential)
+    async def explain(self, credential, label, request_id, model):
+        await self.authenticate(credential, label)
         return HEAD, self.explain_for(TenantId("t_1"), ModelId(model))
 
     def explain_for(self, tenant: TenantId, model: ModelId) -> Explanation:
@@ -124,6 +127,8 @@ async def opened(pki: Path, serve: Serve, *, limit_bytes: int = LIMIT_BYTES) -> 
         serve=serve,
         queries=FakeQueries(),
         here=HERE,
+        names=DoorNames(plain=frozenset()),
+        asked_name=lambda _: None,
         next_request_id=lambda: RequestId("req-1"),
         max_body_bytes=limit_bytes,
         failed=failures.append,

@@ -10,6 +10,7 @@ from mesh.gateway.story import endpoints_of
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.decide import Deny, Permit, decide
+from mesh.policy.hostnames import check_label
 from mesh.ports import Clock
 from mesh.routing.choose import explain, explain_denied, regions_for
 from mesh.routing.explain import Explanation
@@ -39,17 +40,19 @@ class Answers:
         self._fleet = fleet
         self._clock = clock
 
-    async def authenticate(self, credential: str | None) -> None:
-        """Raises as `Keyring.authenticate` unless the key is good."""
-        await self._keyring.authenticate(credential)
+    async def authenticate(self, credential: str | None, label: str | None) -> None:
+        """Raises as `Keyring.authenticate` unless the key is good, or MISDIRECTED_REQUEST; so do those below."""
+        await self._policy(credential, label)
 
-    async def models(self, credential: str | None, request_id: RequestId) -> tuple[AnswerHead, tuple[ModelView, ...]]:
+    async def models(
+        self, credential: str | None, label: str | None, request_id: RequestId
+    ) -> tuple[AnswerHead, tuple[ModelView, ...]]:
         """What this key may use from here, by id.
 
         Raises:
             MeshError: As for a call; RESIDENCY_REFUSED where the key is not served.
         """
-        policy = (await self._keyring.authenticate(credential)).policy
+        policy = await self._policy(credential, label)
         match decide(policy, self._here, self._left_s):
             case Deny(code=code):
                 error = MeshError(code, allowed=endpoints_of(policy, self._atlas))
@@ -63,9 +66,11 @@ class Answers:
                 ]
         return self._head(policy, request_id), tuple(sorted(views, key=lambda view: view.id))
 
-    async def resolve(self, credential: str | None, request_id: RequestId) -> tuple[AnswerHead, Resolution]:
+    async def resolve(
+        self, credential: str | None, label: str | None, request_id: RequestId
+    ) -> tuple[AnswerHead, Resolution]:
         """The endpoints at which this key is served; also answered where it is not."""
-        policy = (await self._keyring.authenticate(credential)).policy
+        policy = await self._policy(credential, label)
         resolution = Resolution(
             here=self._here.region,
             served_here=isinstance(decide(policy, self._here, self._left_s), Permit),
@@ -75,14 +80,14 @@ class Answers:
         return self._head(policy, request_id), resolution
 
     async def explain(
-        self, credential: str | None, request_id: RequestId, model: str
+        self, credential: str | None, label: str | None, request_id: RequestId, model: str
     ) -> tuple[AnswerHead, Explanation]:
         """Where a call for a model would be served from here, and why.
 
         Raises:
             MeshError: MODEL_NOT_FOUND for a model that no catalogue has.
         """
-        policy = (await self._keyring.authenticate(credential)).policy
+        policy = await self._policy(credential, label)
         try:
             return self._head(policy, request_id), self._explain(policy, self._known(model))
         except MeshError as error:
@@ -101,6 +106,11 @@ class Answers:
         if policy is None:
             raise MeshError(Code.TENANT_NOT_FOUND)
         return self._explain(policy, model)
+
+    async def _policy(self, credential: str | None, label: str | None) -> TenantPolicy:
+        policy = (await self._keyring.authenticate(credential)).policy
+        check_label(label, policy.tenant)
+        return policy
 
     def _explain(self, policy: TenantPolicy, model: ModelId) -> Explanation:
         match decide(policy, self._here, self._left_s):

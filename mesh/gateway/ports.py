@@ -156,6 +156,11 @@ class Exchange(Protocol[P_co, H_contra]):
         ...
 
     @property
+    def label(self) -> str | None:
+        """Of the tenant by whose name the door was called; None where it was called by its own."""
+        ...
+
+    @property
     def timeout_s(self) -> float:
         """The whole call's deadline, from its headers on."""
         ...

@@ -17,7 +17,7 @@ from mesh.control.hashing import KeyHasher, key_hasher
 from mesh.control.records import trust_of
 from mesh.errors import Code, MeshError
 from mesh.gateway.answers import Answers
-from mesh.gateway.atlas import atlas_of, peers_of
+from mesh.gateway.atlas import atlas_of, door_names, peers_of
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Settled
 from mesh.gateway.story import Story
@@ -187,10 +187,13 @@ class GatewayProgram:
         settings, here, gateway = self._settings, self._here, self._gateway
         pki, region = settings.pki, here.region
         next_request_id = _request_ids(self._entropy)
+        names = door_names(settings, region, gateway)
         grpc_door = GrpcDoor(
             serve=story.serve,
             queries=answers,
             here=here,
+            names=names,
+            asked_name=lambda _: None,
             next_request_id=next_request_id,
             max_body_bytes=settings.max_body_bytes,
             failed=self._failed,
@@ -199,6 +202,7 @@ class GatewayProgram:
             serve=story.serve,
             queries=answers,
             here=here,
+            names=names,
             next_request_id=next_request_id,
             openapi=document(),
             failed=self._failed,

@@ -17,6 +17,7 @@ from mesh.gateway.ports import Exchange, ForwardedExchange, H, HopHead, Hops, P,
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.decide import Deny, Permit, decide, decide_forwarded
+from mesh.policy.hostnames import check_label, tenant_endpoint
 from mesh.ports import Clock
 from mesh.routing.choose import Local, NoRoute, Remote, Route, choose, regions_for
 from mesh.routing.fleet import Atlas, Fleet
@@ -125,6 +126,7 @@ class Story(Generic[P, H]):
                 key_id, tenant = caller.key.key_id, caller.policy.tenant
                 # Also where something else, such as a suspended tenant, is what the client is told.
                 account.outside_pin = self._here.jurisdiction not in caller.policy.allowed
+                check_label(exchange.label, tenant)
                 await self._carry(exchange, lambda: self._permit(key_id, tenant), account)
             code = "ok"
         except asyncio.CancelledError:
@@ -374,7 +376,7 @@ def _late(account: _Account) -> MeshError:
 
 
 def endpoints_of(policy: TenantPolicy, atlas: Atlas) -> tuple[Endpoint, ...]:
-    """The doors of the regions in a pin: the home's first, then by id."""
+    """The doors of the regions in a pin, by the tenant's own names where it has any: the home's first, then by id."""
     sites = [site for site in atlas.sites.values() if site.jurisdiction in policy.allowed]
     sites.sort(key=lambda site: (site.region != policy.home, site.region))
-    return tuple(site.endpoint for site in sites)
+    return tuple(tenant_endpoint(site.endpoint, site.zone, policy.tenant) for site in sites)

@@ -15,6 +15,8 @@ import struct
 from collections import deque
 from typing import cast, overload
 
+from mesh.http1.names import NamedObject
+
 RECORD_BYTES = 16_384
 """The most that one TLS record holds: one read of it."""
 SLICE_BYTES = 65_536
@@ -130,6 +132,11 @@ class Channel(asyncio.Protocol):
     def certificate(self) -> dict[str, object] | None:
         """The peer's verified certificate, as `ssl.SSLObject.getpeercert` gives it."""
         return cast("dict[str, object] | None", self._tls.getpeercert()) if self._tls is not None else None
+
+    @property
+    def asked_name(self) -> str | None:
+        """The name that the client asked for in its handshake, if this is a server's end that remembers it."""
+        return self._tls.asked_name if isinstance(self._tls, NamedObject) else None
 
     @property
     def unsent_bytes(self) -> int:

@@ -403,4 +403,4 @@ class Connection(Channel):
     def _peer(self) -> Peer:
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
         address, port = cast("tuple[str, int]", name)[:2] if name else ("", 0)
-        return Peer(address, port, self.certificate)
+        return Peer(address, port, self.certificate, self.asked_name)

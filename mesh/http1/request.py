@@ -16,11 +16,17 @@ _OURS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end. `certificate` is `ssl.SSLSocket.getpeercert()`'s form; None where none was asked for."""
+    """Who is at the other end.
+
+    Attributes:
+        certificate: In `ssl.SSLSocket.getpeercert()`'s form; None where none was asked for.
+        asked_name: The name of the TLS handshake (SNI), or None. A client's word: never log it.
+    """
 
     address: str
     port: int
     certificate: Mapping[str, object] | None
+    asked_name: str | None = None
 
 
 class Line(Protocol):

@@ -10,6 +10,7 @@ from typing import cast
 
 from mesh.http1.connection import Connection, Fault, Handler
 from mesh.http1.limits import Limits
+from mesh.http1.names import remember_names
 
 _BACKLOG = 1024
 
@@ -28,6 +29,8 @@ class Server:
         self.limits = limits
         self.port = 0
         self.draining = False
+        if tls is not None:
+            remember_names(tls)
         self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._tasks = asyncio.TaskGroup()

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue]
 
 from mesh.errors import Code, MeshError
+from mesh.policy.hostnames import DoorNames
 from mesh.settings import Address
 from mesh.transport.grpc_codec import explanation_message, model_message, resolution_message
 from mesh.transport.grpc_errors import Trailers, abort
@@ -36,7 +37,8 @@ from mesh.v1 import inference_pb2, router_pb2
 
 Serve = Callable[[GrpcExchange], Awaitable[None]]
 Answered = tuple[AnswerHead, Message]
-Answer = Callable[[str | None, RequestId, bytes], Awaitable[Answered]]
+Answer = Callable[[str | None, str | None, RequestId, bytes], Awaitable[Answered]]
+AskedName = Callable[[Context], str | None]
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 ROUTER = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -60,6 +62,8 @@ class GrpcDoor:
         serve: Serve,
         queries: Queries,
         here: Here,
+        names: DoorNames,
+        asked_name: AskedName,
         next_request_id: Callable[[], RequestId],
         max_body_bytes: int,
         failed: Failed,
@@ -70,6 +74,8 @@ class GrpcDoor:
             serve: The story of a call with content.
             queries: Answers without content.
             here: Where this gateway stands.
+            names: By which it is called.
+            asked_name: Tells the name of a call's TLS handshake (SNI), or None. gRPC shows neither it nor `:authority`.
             next_request_id: Draws an id.
             max_body_bytes: The largest message that a call may send.
             failed: Told of what nobody foresaw.
@@ -77,6 +83,8 @@ class GrpcDoor:
         self._serve = serve
         self._queries = queries
         self._here = here
+        self._names = names
+        self._asked_name = asked_name
         self._next_request_id = next_request_id
         self._max_body_bytes = max_body_bytes
         self._failed = failed
@@ -92,7 +100,7 @@ class GrpcDoor:
         """
         await self._health.set(INFERENCE, health_pb2.HealthCheckResponse.SERVING)
         handlers = [self._inference(), self._router(), self._health_handlers()]
-        reflection = Reflection((INFERENCE, ROUTER, _HEALTH), self._queries.authenticate)
+        reflection = Reflection((INFERENCE, ROUTER, _HEALTH), self._authenticate)
         handlers += reflection.handlers(self._failed)
         async with listen_grpc(handlers, address, credentials, message_bytes=self._max_body_bytes) as server:
             yield server
@@ -110,18 +118,22 @@ class GrpcDoor:
         return service(INFERENCE, methods)
 
     def _call(self, operation: Operation, streams: bool) -> Handler:
-        return self._carried(lambda context, request_id: GrpcExchange(context, request_id, operation, stream=streams))
+        return self._carried(
+            lambda context, request_id, label: GrpcExchange(context, request_id, operation, label, stream=streams)
+        )
 
-    def _carried(self, exchange_of: Callable[[Context, RequestId], GrpcExchange]) -> Handler:
+    def _carried(self, exchange_of: Callable[[Context, RequestId, str | None], GrpcExchange]) -> Handler:
         async def handle(_: object, context: Context) -> None:
             request_id = self._next_request_id()
-            exchange = exchange_of(context, request_id)
+            exchange: GrpcExchange | None = None
 
             def trailers(error: MeshError) -> Trailers:
                 # Where an answer began, its own metadata has said these.
-                return () if exchange.began else refusal_metadata(error, request_id, self._here)
+                began = exchange is not None and exchange.began
+                return () if began else refusal_metadata(error, request_id, self._here)
 
             async with telling(context, self._failed, trailers=trailers):
+                exchange = exchange_of(context, request_id, self._label(context))
                 try:
                     await self._serve(exchange)
                 finally:
@@ -142,17 +154,17 @@ class GrpcDoor:
                 return refusal_metadata(error, request_id, self._here)
 
             async with telling(context, self._failed, trailers=trailers):
-                credential = credential_of(context)
+                credential, label = credential_of(context), self._label(context)
                 try:
                     async with asyncio.timeout(timeout_s_of(context)):
                         # Before the message is read, as everywhere.
-                        await self._queries.authenticate(credential)
+                        await self._queries.authenticate(credential, label)
                         question = await read_message(context)
                         if question is None:
                             raise MeshError(Code.MALFORMED_BODY)
                         if len(question) > _QUESTION_BYTES:
                             raise MeshError(Code.REQUEST_TOO_LARGE)
-                        head, message = await answer(credential, request_id, question)
+                        head, message = await answer(credential, label, request_id, question)
                 except TimeoutError:
                     raise MeshError(Code.DEADLINE_EXCEEDED) from None
                 await context.send_initial_metadata(head_metadata(head))
@@ -160,15 +172,19 @@ class GrpcDoor:
 
         return _bytes_handler(handle)
 
-    async def _list_models(self, credential: str | None, request_id: RequestId, _: bytes) -> Answered:
-        head, models = await self._queries.models(credential, request_id)
+    async def _list_models(
+        self, credential: str | None, label: str | None, request_id: RequestId, _: bytes
+    ) -> Answered:
+        head, models = await self._queries.models(credential, label, request_id)
         return head, inference_pb2.ListModelsResponse(models=[model_message(model) for model in models])
 
-    async def _resolve(self, credential: str | None, request_id: RequestId, _: bytes) -> Answered:
-        head, resolution = await self._queries.resolve(credential, request_id)
+    async def _resolve(self, credential: str | None, label: str | None, request_id: RequestId, _: bytes) -> Answered:
+        head, resolution = await self._queries.resolve(credential, label, request_id)
         return head, resolution_message(resolution)
 
-    async def _explain(self, credential: str | None, request_id: RequestId, question: bytes) -> Answered:
+    async def _explain(
+        self, credential: str | None, label: str | None, request_id: RequestId, question: bytes
+    ) -> Answered:
         request = router_pb2.ExplainRequest()
         try:
             request.ParseFromString(question)
@@ -176,8 +192,16 @@ class GrpcDoor:
             request = None
         if request is None:
             raise MeshError(Code.MALFORMED_BODY)
-        head, explanation = await self._queries.explain(credential, request_id, request.model)
+        head, explanation = await self._queries.explain(credential, label, request_id, request.model)
         return head, explanation_message(explanation)
+
+    # --- who asks
+
+    def _label(self, context: Context) -> str | None:
+        return self._names.label(self._asked_name(context), None)
+
+    async def _authenticate(self, context: Context) -> None:
+        await self._queries.authenticate(credential_of(context), self._label(context))
 
     # --- liveness
 

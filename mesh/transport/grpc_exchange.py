@@ -91,8 +91,11 @@ class GrpcExchange:
 
     door = "grpc"
 
-    def __init__(self, context: Context, request_id: RequestId, operation: Operation, *, stream: bool) -> None:
+    def __init__(
+        self, context: Context, request_id: RequestId, operation: Operation, label: str | None, *, stream: bool
+    ) -> None:
         self.request_id = request_id
+        self.label = label
         self.operation = operation
         self.timeout_s = timeout_s_of(context)
         self.began = False
@@ -173,8 +176,8 @@ class GrpcExchange:
 class AdmitExchange(GrpcExchange):
     """A conversation whose content comes only after it was admitted: `parcel` is there once `admitted` returned."""
 
-    def __init__(self, context: Context, request_id: RequestId) -> None:
-        super().__init__(context, request_id, Operation.CHAT, stream=True)
+    def __init__(self, context: Context, request_id: RequestId, label: str | None) -> None:
+        super().__init__(context, request_id, Operation.CHAT, label, stream=True)
         self._model = ""
         self._limit_bytes = 0
         self._told: AnswerHead | None = None

@@ -25,10 +25,10 @@ from mesh.reflection.v1.reflection_pb2 import (
     ServerReflectionResponse,
     ServiceResponse,
 )
-from mesh.transport.grpc_exchange import credential_of, read_message
+from mesh.transport.grpc_exchange import read_message
 from mesh.transport.grpc_server import Context, Failed, service, stream
 
-Authenticate = Callable[[str | None], Awaitable[None]]
+Authenticate = Callable[[Context], Awaitable[None]]
 _OWN = tuple(
     file.services_by_name["ServerReflection"].full_name for file in (DESCRIPTOR, reflection_v1alpha.DESCRIPTOR)
 )
@@ -39,7 +39,7 @@ class Reflection:
     """Answers for a set of services, and for reflection itself."""
 
     def __init__(self, services: Iterable[str], authenticate: Authenticate) -> None:
-        """Takes the full names of the services, whose generated code must be imported."""
+        """Takes the full names of the services, whose generated code must be imported, and what lets a caller in."""
         self._services = sorted((*services, *_OWN))
         self._authenticate = authenticate
         self._files: dict[str, FileDescriptor] = {}
@@ -52,7 +52,7 @@ class Reflection:
         return tuple(service(name, {"ServerReflectionInfo": stream(self._serve, None, failed)}) for name in _OWN)
 
     async def _serve(self, context: Context) -> None:
-        await self._authenticate(credential_of(context))
+        await self._authenticate(context)
         while (message := await read_message(context)) is not None:
             question = _parse(message)
             if question is None:

@@ -1,6 +1,6 @@
 """The OpenAI-compatible door. Knows paths and headers; what a call may do is decided by what it is handed.
 
-Order of refusals: request syntax, key, tenant, path and method, then what the story finds.
+Order of refusals: request syntax, the name called, key, tenant, path and method, then what the story finds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 
 from mesh.errors import Code, MeshError, field_path
 from mesh.http1 import Request
+from mesh.policy.hostnames import DoorNames
 from mesh.routing.explain import Explanation
 from mesh.transport.answers import JSON, Headers, endpoint_fields, error_answer, error_event, head_headers
 from mesh.transport.http_exchange import HttpExchange, credential_of
@@ -24,6 +25,8 @@ OPERATIONS = {
     "/v1/embeddings": Operation.EMBEDDINGS,
 }
 _MODEL_PATH = "/v1/models/"
+_LAST = frozenset({Code.RESIDENCY_REFUSED, Code.MISDIRECTED_REQUEST})
+"""After these a client has no business on this connection."""
 Serve = Callable[[HttpExchange], Awaitable[None]]
 
 
@@ -36,6 +39,7 @@ class HttpDoor:
         serve: Serve,
         queries: Queries,
         here: Here,
+        names: DoorNames,
         next_request_id: Callable[[], RequestId],
         openapi: bytes,
         failed: Callable[[Exception, RequestId], None],
@@ -44,6 +48,7 @@ class HttpDoor:
         self._serve = serve
         self._queries = queries
         self._here = here
+        self._names = names
         self._next_request_id = next_request_id
         self._openapi = openapi
         self._failed = failed
@@ -52,15 +57,16 @@ class HttpDoor:
         """Answers one request."""
         request_id = self._next_request_id()
         try:
+            label = self._names.label(request.peer.asked_name, _host_of(request))
             operation = OPERATIONS.get(request.path)
             if operation is not None and request.method == "POST":
-                exchange = HttpExchange(request, request_id, operation)
+                exchange = HttpExchange(request, request_id, operation, label)
                 try:
                     await self._serve(exchange)
                 finally:
                     exchange.wipe()
             else:
-                await self._answer(request, request_id)
+                await self._answer(request, request_id, label)
         except MeshError as error:
             fault = error
         except Exception as error:  # noqa: BLE001 - answered, not raised: its text may be content
@@ -79,7 +85,7 @@ class HttpDoor:
             # An answer of one piece: it stands if it is whole, and nothing may be put into it.
             raise fault
         else:
-            if fault.code is Code.RESIDENCY_REFUSED:
+            if fault.code in _LAST:
                 request.last()
             await request.respond(*error_answer(fault, request_id, self._here))
 
@@ -87,7 +93,7 @@ class HttpDoor:
         """How the server's own refusals look: malformed requests, time-outs, what nobody caught."""
         return error_answer(error, self._next_request_id(), self._here)
 
-    async def _answer(self, request: Request, request_id: RequestId) -> None:
+    async def _answer(self, request: Request, request_id: RequestId, label: str | None) -> None:
         """Everything but inference."""
         path = request.path
         if path == "/livez":
@@ -95,21 +101,21 @@ class HttpDoor:
             return await request.respond(200, [(b"x-request-id", request_id.encode()), JSON], b'{"status":"ok"}')
         credential = credential_of(request)
         if path in OPERATIONS:
-            await self._queries.authenticate(credential)
+            await self._queries.authenticate(credential, label)
             raise MeshError(Code.METHOD_NOT_ALLOWED, methods=("POST",))
         if path == "/openapi.json":
-            await self._queries.authenticate(credential)
+            await self._queries.authenticate(credential, label)
             _only(request, "GET", "HEAD")
             return await request.respond(200, [(b"x-request-id", request_id.encode()), JSON], self._openapi)
         if path not in ("/v1/models", "/v1/route") and not path.startswith(_MODEL_PATH):
-            await self._queries.authenticate(credential)
+            await self._queries.authenticate(credential, label)
             raise MeshError(Code.NOT_FOUND)
         if request.method not in ("GET", "HEAD"):
-            await self._queries.authenticate(credential)
+            await self._queries.authenticate(credential, label)
             _only(request, "GET", "HEAD")
         if path == "/v1/route":
-            return await self._route(request, request_id, credential)
-        head, models = await self._queries.models(credential, request_id)
+            return await self._route(request, request_id, credential, label)
+        head, models = await self._queries.models(credential, label, request_id)
         _query(request, ())
         if path == "/v1/models":
             listed: dict[str, object] = {"object": "list", "data": [_model_fields(model) for model in models]}
@@ -120,9 +126,9 @@ class HttpDoor:
                 return await _respond(request, head, _model_fields(model))
         raise MeshError(Code.MODEL_NOT_FOUND, param="model")
 
-    async def _route(self, request: Request, request_id: RequestId, credential: str | None) -> None:
+    async def _route(self, request: Request, request_id: RequestId, credential: str | None, label: str | None) -> None:
         """Where this key's calls go, and why. Holds no content, and is answered outside the pin too."""
-        head, resolution = await self._queries.resolve(credential, request_id)
+        head, resolution = await self._queries.resolve(credential, label, request_id)
         model = _query(request, ("model",)).get("model")
         fields: dict[str, object] = {
             "object": "route",
@@ -133,9 +139,14 @@ class HttpDoor:
             "allowed": [endpoint_fields(endpoint) for endpoint in resolution.allowed],
         }
         if model is not None:
-            _, explanation = await self._queries.explain(credential, request_id, model)
+            _, explanation = await self._queries.explain(credential, label, request_id, model)
             fields["route"] = _explanation_fields(explanation)
         await _respond(request, head, fields)
+
+
+def _host_of(request: Request) -> str | None:
+    host = request.header(b"host")
+    return None if host is None else host.decode("ascii", "replace")
 
 
 def _only(request: Request, *methods: str) -> None:

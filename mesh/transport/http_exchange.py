@@ -57,8 +57,9 @@ class HttpExchange:
 
     door = "http"
 
-    def __init__(self, request: Request, request_id: RequestId, operation: Operation) -> None:
+    def __init__(self, request: Request, request_id: RequestId, operation: Operation, label: str | None) -> None:
         self.request_id = request_id
+        self.label = label
         self.operation = operation
         self._request = request
         self._stream = False

@@ -9,26 +9,33 @@ from mesh.types import AnswerHead, ModelId, ModelView, RequestId, Resolution, Te
 
 
 class Queries(Protocol):
-    """Answers for the key that asks. Each raises a `MeshError` for the door to tell."""
+    """Answers for the key that asks. Each raises a `MeshError` for the door to tell.
 
-    async def authenticate(self, credential: str | None) -> None:
+    `label` is that of the tenant by whose name the door was called, None where it was called by its own.
+    """
+
+    async def authenticate(self, credential: str | None, label: str | None) -> None:
         """Returns if the key is good.
 
         Raises:
-            MeshError: INVALID_API_KEY, TENANT_SUSPENDED, POLICY_STALE.
+            MeshError: INVALID_API_KEY, TENANT_SUSPENDED, POLICY_STALE, MISDIRECTED_REQUEST.
         """
         ...
 
-    async def models(self, credential: str | None, request_id: RequestId) -> tuple[AnswerHead, tuple[ModelView, ...]]:
+    async def models(
+        self, credential: str | None, label: str | None, request_id: RequestId
+    ) -> tuple[AnswerHead, tuple[ModelView, ...]]:
         """What this key may use from here."""
         ...
 
-    async def resolve(self, credential: str | None, request_id: RequestId) -> tuple[AnswerHead, Resolution]:
+    async def resolve(
+        self, credential: str | None, label: str | None, request_id: RequestId
+    ) -> tuple[AnswerHead, Resolution]:
         """The endpoints at which this key is served."""
         ...
 
     async def explain(
-        self, credential: str | None, request_id: RequestId, model: str
+        self, credential: str | None, label: str | None, request_id: RequestId, model: str
     ) -> tuple[AnswerHead, Explanation]:
         """Where a call for `model` would be served from here, and why."""
         ...

@@ -14,10 +14,10 @@ REQUEST = RequestId("req_1")
 
 
 async def test_models_are_those_that_may_be_served_from_here() -> None:
-    _, models = await World().answers.models(KEY.text, REQUEST)
+    _, models = await World().answers.models(KEY.text, None, REQUEST)
     assert [(model.id, model.regions) for model in models] == [("chat", (VN,)), ("embed", (VN,))]
     world = World(allowed=("VN", "SG"), transfer=Transfer.WITHIN_ALLOWED)
-    head, models = await world.answers.models(KEY.text, REQUEST)
+    head, models = await world.answers.models(KEY.text, None, REQUEST)
     assert [(model.id, model.regions) for model in models] == [("chat", (SG, VN)), ("chat-sg", (SG,)), ("embed", (VN,))]
     assert (head.region, head.revision) == (VN, 1)
 
@@ -25,18 +25,18 @@ async def test_models_are_those_that_may_be_served_from_here() -> None:
 async def test_outside_the_pin_there_are_no_models_but_a_way() -> None:
     world = World(at=SG)
     with pytest.raises(MeshError) as caught:
-        await world.answers.models(KEY.text, REQUEST)
+        await world.answers.models(KEY.text, None, REQUEST)
     assert caught.value.code is Code.RESIDENCY_REFUSED
-    _, resolution = await world.answers.resolve(KEY.text, REQUEST)
+    _, resolution = await world.answers.resolve(KEY.text, None, REQUEST)
     assert (resolution.here, resolution.served_here, [e.region for e in resolution.allowed]) == (SG, False, [VN])
 
 
 async def test_an_explanation_for_a_tenant() -> None:
     world = World(allowed=("VN", "SG"), transfer=Transfer.WITHIN_ALLOWED, loads=(load(SG, "chat-sg"),))
-    _, told = await world.answers.explain(KEY.text, REQUEST, "chat-sg")
+    _, told = await world.answers.explain(KEY.text, None, REQUEST, "chat-sg")
     assert (told.outcome, told.region) == (Outcome.FORWARD, SG)
     with pytest.raises(MeshError) as caught:
-        await world.answers.explain(KEY.text, REQUEST, "what I typed")
+        await world.answers.explain(KEY.text, None, REQUEST, "what I typed")
     assert caught.value.code is Code.MODEL_NOT_FOUND
 
 
@@ -51,12 +51,12 @@ def test_an_explanation_for_the_operator() -> None:
 
 async def test_a_revoked_key_is_refused_though_its_hash_is_remembered() -> None:
     world = World()
-    await world.answers.authenticate(KEY.text)
+    await world.answers.authenticate(KEY.text, None)
     known = world.book.key(KEY.key_id)
     assert known is not None
     world.book.put_key(TenantKey(key_id=known.key_id, tenant=TENANT, hash=known.hash, revoked=True))
     with pytest.raises(MeshError) as caught:
-        await world.answers.authenticate(KEY.text)
+        await world.answers.authenticate(KEY.text, None)
     assert caught.value.code is Code.INVALID_API_KEY
 
 
@@ -65,6 +65,6 @@ async def test_the_right_tag_with_the_wrong_secret_is_refused_each_time() -> Non
     world.book.put_key(TenantKey(key_id=KEY.key_id, tenant=TENANT, hash="of another", revoked=False))
     for _ in range(2):
         with pytest.raises(MeshError) as caught:
-            await world.answers.authenticate(KEY.text)
+            await world.answers.authenticate(KEY.text, None)
         assert caught.value.code is Code.INVALID_API_KEY
     assert world.hasher.asked == 2

@@ -162,6 +162,7 @@ class Call:
     entry: RegionId = SG
     trace: str | None = None
     door: str = "http"
+    label: str | None = None
     request_id: RequestId = RequestId("req_1")
     received: int = 0
     heads: list[AnswerHead] = field(default_factory=list)

@@ -18,6 +18,7 @@ from mesh.content.parcel import Sealed
 from mesh.errors import Code, MeshError
 from mesh.gateway.ports import HopHead
 from mesh.http1 import Pool, Request, listen
+from mesh.policy.hostnames import DoorNames
 from mesh.settings import Address
 from mesh.tls import client_context, server_context
 from mesh.transport.hops import HttpHops
@@ -104,6 +105,7 @@ async def opened(handler: Handler = well, serve: object = None, **world: object)
             serve=serve or made.story.serve,
             queries=made.answers,
             here=at,
+            names=DoorNames(plain=frozenset()),
             next_request_id=lambda: RequestId("req_7"),
             openapi=b"{}",
             failed=lambda error, request_id: lab.failures.append((type(error).__name__, request_id)),
