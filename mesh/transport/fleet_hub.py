@@ -1,12 +1,14 @@
 """Which replicas this region has: each holds a stream open, and the stream is its membership.
 
-A replica that ends its stream, or says nothing for 5 s, is gone. Knows nothing of what the replicas are used for.
+A replica that ends its stream, or says nothing for 5 s, is gone: it is sent nothing more. What it works on may go on
+until the last deadline that it was given; `handouts` keeps those. Knows nothing of what the replicas are used for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 
 import grpc
 
@@ -14,7 +16,9 @@ from mesh.errors import Code, MeshError
 from mesh.ports import Clock
 from mesh.routing.fleet import Replica
 from mesh.tls import identity_of_grpc
-from mesh.transport.grpc_server import Context, Failed, service, stream
+from mesh.transport.grpc_server import Context, Failed, service
+from mesh.transport.grpc_server import stream as stream_handler
+from mesh.transport.handouts import HandOuts, Said
 from mesh.types import ModelId, RegionId, ReplicaId, ReplicaState, Role
 from mesh.v1 import fleet_pb2
 
@@ -33,20 +37,30 @@ _STATE = {
 }
 
 
-class FleetHub:
-    """The replicas that are joined now.
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One replica's stream. `wake` is set when there is something to say on it."""
+
+    replica: ReplicaId
+    report: fleet_pb2.ReplicaReport
+    wake: asyncio.Event
+
+
+class FleetHub(HandOuts):
+    """The replicas that are joined now, and what each was told of how long it may work.
 
     Attributes:
         on_change: Set whenever the replicas changed; whoever waits for it clears it. One waiter only.
     """
 
     def __init__(self, *, here: RegionId, clock: Clock) -> None:
+        super().__init__(clock)
         self.on_change = asyncio.Event()
+        self.on_ask = self._wake_all
         self._here = here
         self._clock = clock
-        # By replica id: its last report, and the stream that it came by.
-        self._joined: dict[str, tuple[fleet_pb2.ReplicaReport, Context]] = {}
-        self._rows: dict[str, tuple[Replica, ...]] = {}
+        self._streams: dict[ReplicaId, _Stream] = {}
+        self._rows: dict[ReplicaId, tuple[Replica, ...]] = {}
         self._replicas: tuple[Replica, ...] = ()
 
     def replicas(self) -> tuple[Replica, ...]:
@@ -55,41 +69,76 @@ class FleetHub:
 
     def reports(self) -> tuple[fleet_pb2.ReplicaReport, ...]:
         """The last report of each replica process, by its id."""
-        return tuple(self._joined[key][0] for key in sorted(self._joined))
+        return tuple(self._streams[key].report for key in sorted(self._streams))
 
     def handlers(self, failed: Failed) -> grpc.GenericRpcHandler:
         """The `Fleet` service, for replicas of this region."""
-        return service(FLEET, {"Join": stream(self._join, fleet_pb2.ReplicaReport.FromString, failed)})
+        return service(FLEET, {"Join": stream_handler(self._join, fleet_pb2.ReplicaReport.FromString, failed)})
 
     async def _join(self, context: Context) -> None:
         identity = identity_of_grpc(context.auth_context())
         if identity is None or identity.role is not Role.REPLICA or identity.region != self._here:
             raise MeshError(Code.INVALID_API_KEY)
-        key: str | None = None
+        report = await self._next(context)
+        if report is None:
+            return
+        rows = _rows_of(report)
+        key = ReplicaId(report.replica)
+        if len(self._streams) >= _REPLICAS and key not in self._streams:
+            raise MeshError(Code.NO_CAPACITY)
+        stream = _Stream(key, report, asyncio.Event())
+        try:
+            self._take(stream, report, rows)
+            # The reader hands its fault back: raised inside, the group would wrap it.
+            async with asyncio.TaskGroup() as tasks:
+                writing = tasks.create_task(self._write(context, stream), name="fleet-write")
+                fault = await self._read(context, stream)
+                writing.cancel()
+        finally:
+            if self._streams.get(key) is stream:
+                del self._streams[key]
+                self._rows.pop(key, None)
+                self.gone(key)
+                self._publish()
+        if fault is not None:
+            raise fault
+
+    async def _read(self, context: Context, stream: _Stream) -> MeshError | None:
+        """Takes reports until the stream's end, or until a newer stream of the same process has taken its place."""
         try:
             while (report := await self._next(context)) is not None:
                 rows = _rows_of(report)
-                if key is None and len(self._joined) >= _REPLICAS and report.replica not in self._joined:
-                    raise MeshError(Code.NO_CAPACITY)
-                if key not in (None, report.replica):
-                    raise MeshError(Code.INVALID_PARAMETER, param="replica")
-                if key is not None and self._stream_of(key) is not context:
-                    # The same process joined again, by a newer stream: this one is what it left behind.
-                    return
-                key = report.replica
-                self._joined[key] = (report, context)
-                if self._rows.get(key) != rows:
-                    self._rows[key] = rows
-                    self._publish()
-                await context.write(fleet_pb2.ReplicaSeen(number=report.number))
-        finally:
-            if key is not None and self._stream_of(key) is context:
-                del self._joined[key], self._rows[key]
-                self._publish()
+                if report.replica != stream.replica:
+                    return MeshError(Code.INVALID_PARAMETER, param="replica")
+                if self._streams.get(stream.replica) is not stream:
+                    return None
+                self._take(stream, report, rows)
+        except MeshError as fault:
+            return fault
+        return None
 
-    def _stream_of(self, key: str) -> Context | None:
-        joined = self._joined.get(key)
-        return None if joined is None else joined[1]
+    def _take(self, stream: _Stream, report: fleet_pb2.ReplicaReport, rows: tuple[Replica, ...]) -> None:
+        key = stream.replica
+        self.pinged(key, report.number, report.heard)
+        stream.report = report
+        self._streams[key] = stream
+        if self._rows.get(key) != rows:
+            self._rows[key] = rows
+            self._publish()
+        stream.wake.set()
+
+    async def _write(self, context: Context, stream: _Stream) -> None:
+        """Says what is true now whenever there is something to say. A replica that does not read holds up only this."""
+        while True:
+            await stream.wake.wait()
+            stream.wake.clear()
+            if self._streams.get(stream.replica) is not stream:
+                return
+            await context.write(_seen(self.message(stream.replica)))
+
+    def _wake_all(self) -> None:
+        for stream in self._streams.values():
+            stream.wake.set()
 
     async def _next(self, context: Context) -> fleet_pb2.ReplicaReport | None:
         try:
@@ -102,6 +151,32 @@ class FleetHub:
     def _publish(self) -> None:
         self._replicas = tuple(row for key in sorted(self._rows) for row in self._rows[key])
         self.on_change.set()
+
+
+def _seen(said: Said) -> fleet_pb2.ReplicaSeen:
+    return fleet_pb2.ReplicaSeen(
+        number=said.seen,
+        message=said.message,
+        holds=[
+            fleet_pb2.Hold(
+                tenant=hold.tenant,
+                ping=said.seen,
+                left_ms=hold.left_ms,
+                moves=hold.number.moves,
+                shard_number=hold.number.number,
+            )
+            for hold in said.holds
+        ],
+        fences=[
+            fleet_pb2.Fence(
+                tenant=fence.tenant,
+                moves=fence.below.moves,
+                shard_number=fence.below.number,
+                key_id=fence.key_id or "",
+            )
+            for fence in said.fences
+        ],
+    )
 
 
 def _rows_of(report: fleet_pb2.ReplicaReport) -> tuple[Replica, ...]:
