@@ -1,7 +1,8 @@
 """Who may read and write what in the control store: etcd users by certificate, one role each.
 
 A gateway reads heads, ops and policies (a range watch needs all between its ends) and writes its region's grants and
-acknowledgements. An admin writes its own home's policies, heads and ops besides. Nobody else is known.
+acknowledgements. An admin also reads everybody's of those, since a removal waits for them, and writes its own home's
+policies, heads and ops; its region's grants and acknowledgements it writes as their sweeper. Nobody else is known.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def _gateway(region: RegionId) -> _Rights:
 
 def _admin(region: RegionId) -> _Rights:
     own = (layout.home_prefix(region), layout.head_prefix(region), layout.op_prefix(region))
-    return {**_gateway(region), **{_under(prefix): pb.Permission.READWRITE for prefix in own}}
+    rights = {**_gateway(region), layout.MEMBERS: pb.Permission.READ}
+    return {**rights, **{_under(prefix): pb.Permission.READWRITE for prefix in own}}
 
 
 def _under(prefix: str) -> tuple[str, str]:
