@@ -158,7 +158,11 @@ _ROWS: dict[Code, Row] = {
         503, _SERVER, "UNAVAILABLE", _LATER, "The control store cannot be reached; nothing was changed."
     ),
     Code.SUPERSEDED: _row(
-        409, _REQUEST, "ABORTED", _NO, "A later change of this tenant took the place of this one before it held everywhere."
+        409,
+        _REQUEST,
+        "ABORTED",
+        _NO,
+        "A later change of this tenant replaced this one before it held everywhere.",
     ),
     Code.MEMBER_NOT_FOUND: _row(404, _REQUEST, "NOT_FOUND", _NO, "No gateway process of this id has a grant."),
     Code.INVALID_RECEIPT: _row(400, _REQUEST, "INVALID_ARGUMENT", _NO, "This is no receipt that its home has signed."),

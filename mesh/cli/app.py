@@ -16,8 +16,9 @@ from mesh.cli.chat import chat
 from mesh.cli.context import Here
 from mesh.cli.lifecycle import down, status, up
 from mesh.cli.output import EXIT_REFUSED, EXIT_USAGE, UsageFault, report
+from mesh.cli.pins import gateways, pins
 from mesh.cli.regions import models, regions
-from mesh.cli.tenants import keys, pin, routes, tenants, usage
+from mesh.cli.tenants import keys, routes, tenants, usage
 from mesh.errors import Code, MeshError
 
 app = typer.Typer(
@@ -36,11 +37,12 @@ app.command(rich_help_panel=_RUN)(down)
 app.command(rich_help_panel=_RUN)(status)
 app.add_typer(tenants, name="tenant", rich_help_panel=_TENANTS)
 app.add_typer(keys, name="key", rich_help_panel=_TENANTS)
-app.command(rich_help_panel=_TENANTS)(pin)
+app.add_typer(pins, name="pin", rich_help_panel=_TENANTS)
 app.command(rich_help_panel=_TENANTS)(usage)
 app.add_typer(routes, name="route", rich_help_panel=_ASK)
 app.add_typer(regions, name="region", rich_help_panel=_ASK)
 app.add_typer(models, name="model", rich_help_panel=_ASK)
+app.add_typer(gateways, name="gateway", rich_help_panel=_RUN)
 app.command(rich_help_panel=_ASK)(chat)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
@@ -19,15 +19,18 @@ from mesh.cli.context import Here, Status
 from mesh.errors import Code, MeshError
 from mesh.tls import grpc_channel_credentials, grpc_channel_options, prepare_process
 from mesh.types import RegionId, Role
-from mesh.v1.admin_pb2 import FindTenantRequest, Tenant
+from mesh.v1.admin_pb2 import FindKeyRequest, FindTenantRequest, Key, Tenant
 
 if TYPE_CHECKING:
     from mesh.v1.admin_pb2_grpc import AdminStub
 
 CALL_TIMEOUT_S = 5.0
+SILENCE_S = 10.0
+"""An admin that says nothing for so long while it is followed is away."""
 _TENANT_ID = re.compile(r"t_[a-z2-7]{16}")
 _AWAY = frozenset({Code.REGION_UNREACHABLE, Code.DEADLINE_EXCEEDED})
 T = TypeVar("T", bound=Message)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,33 @@ class Running:
         if answers.unreachable:
             raise unreachable(answers.unreachable)
         return answers.by_region[region]
+
+    async def follow(self, region: RegionId, method: str, request: Message, answer: type[T]) -> AsyncGenerator[T]:
+        """What one region's admin says, one after the other, for as long as it takes.
+
+        Raises:
+            MeshError: What it answers; REGION_UNREACHABLE when it does not, or breaks off.
+        """
+        import grpc.aio  # noqa: PLC0415 - reads what `prepare_process` set
+
+        from mesh.transport.grpc_errors import from_rpc_error  # noqa: PLC0415
+
+        call = getattr(self._admins[region], method)(request)
+        try:
+            while True:
+                # An admin that waits says so every second.
+                async with asyncio.timeout(SILENCE_S):
+                    said = await call.read()
+                if not isinstance(said, answer):
+                    return
+                yield said
+        except TimeoutError:
+            raise unreachable([region]) from None
+        except grpc.aio.AioRpcError as error:
+            fault = from_rpc_error(error)
+            raise unreachable([region]) if fault.code is Code.REGION_UNREACHABLE else fault from None
+        finally:
+            call.cancel()
 
     async def ask_all(self, method: str, request: Message, answer: type[T]) -> Answers[T]:
         """Asks every region's admin at once."""
@@ -146,6 +176,23 @@ async def find_tenant(mesh: Running, tenant: str) -> Tenant:
     raise MeshError(Code.TENANT_NOT_FOUND)
 
 
+async def home_of_key(mesh: Running, key_id: str) -> RegionId:
+    """The home of the tenant that a key belongs to.
+
+    Raises:
+        MeshError: KEY_NOT_FOUND; REGION_UNREACHABLE when nobody who answers knows it, and one does not answer.
+    """
+    answers = await mesh.ask_all("FindKey", FindKeyRequest(key_id=key_id), Key)
+    for region in answers.by_region:
+        return region
+    for error in answers.refused.values():
+        if error.code is not Code.KEY_NOT_FOUND:
+            raise error
+    if answers.unreachable:
+        raise unreachable(answers.unreachable)
+    raise MeshError(Code.KEY_NOT_FOUND)
+
+
 def is_tenant_id(text: str) -> bool:
     """Whether it is an id: then no region needs to be asked what it is."""
     return _TENANT_ID.fullmatch(text) is not None
@@ -185,3 +232,14 @@ async def running(here: Here, status: Status) -> AsyncGenerator[Running]:
                 )
                 admins[site.id] = AdminStub(channel)
         yield Running(sites, str(status["ca"]), admins)
+
+
+def ask_mesh(here: Here, ask: Callable[[Running], Awaitable[R]]) -> R:
+    """Asks the mesh of a folder, with open channels to its admins, and closes them."""
+    status = here.supervisor.status(here.home)
+
+    async def whole() -> R:
+        async with running(here, status) as mesh:
+            return await ask(mesh)
+
+    return asyncio.run(whole())

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
+from google.protobuf.message import Message
 
 from mesh.cli.context import here_of
 from mesh.cli.disclosures import DISCLOSURE_COLUMNS, disclosures
-from mesh.cli.options import Allow, Json, TenantArgument, jurisdictions, moment, rfc3339
+from mesh.cli.options import (
+    Allow,
+    Json,
+    Resume,
+    Strict,
+    TenantArgument,
+    Timeout,
+    jurisdictions,
+    moment,
+    rfc3339,
+    seconds_of,
+    spans_of,
+)
 from mesh.cli.output import Column, UsageFault, people, print_json, show_items, show_object, table, words
-from mesh.cli.running import Running, find_tenant, is_tenant_id, running, unreachable
+from mesh.cli.running import Running, ask_mesh, find_tenant, home_of_key, is_tenant_id, unreachable
+from mesh.cli.shrinks import change, waited
 from mesh.errors import Code, MeshError
 from mesh.types import RegionId, Transfer
 from mesh.v1.admin_pb2 import (
@@ -26,9 +38,11 @@ from mesh.v1.admin_pb2 import (
     ListKeysResponse,
     ListTenantsRequest,
     ListTenantsResponse,
-    PinRequest,
+    Patience,
     ResumeTenantRequest,
     RevokeKeyRequest,
+    SetAuthorityRequest,
+    SetTransferRequest,
     SuspendTenantRequest,
     Tenant,
     UsageRequest,
@@ -37,7 +51,8 @@ from mesh.v1.admin_pb2 import (
 from mesh.v1.router_pb2 import ExplainResponse, Outcome, Verdict
 
 DEFAULT_PERIOD = timedelta(days=30)
-T = TypeVar("T")
+SLOW_REVOCATION_S = 60.0
+"""From here on a span is worth a warning when it is set."""
 tenants = typer.Typer(no_args_is_help=True, help="Make, show and suspend tenants.")
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke a tenant's keys.")
 routes = typer.Typer(no_args_is_help=True, help="Ask where calls go.")
@@ -74,35 +89,110 @@ def create_tenant(
         request = CreateTenantRequest(name=name, allowed=allowed, transfer=transfer.value)
         return await mesh.ask(_home(mesh, home, allowed[0]), "CreateTenant", request, Tenant)
 
-    show_object(_tenant(_run(context, ask)), as_json=as_json)
+    show_object(tenant_object(ask_mesh(here_of(context), ask)), as_json=as_json)
 
 
 @tenants.command("show")
 def show_tenant(context: typer.Context, tenant: TenantArgument, as_json: Json = False) -> None:
     """Show a tenant: its home, its pin, its state."""
-    show_object(_tenant(_run(context, lambda mesh: find_tenant(mesh, tenant))), as_json=as_json)
+    show_object(tenant_object(ask_mesh(here_of(context), lambda mesh: find_tenant(mesh, tenant))), as_json=as_json)
 
 
 @tenants.command("list")
 def list_tenants(context: typer.Context, as_json: Json = False) -> None:
     """List the tenants of every region that answers."""
-    answers = _run(context, lambda mesh: mesh.ask_all("ListTenants", ListTenantsRequest(), ListTenantsResponse))
+    answers = ask_mesh(
+        here_of(context), lambda mesh: mesh.ask_all("ListTenants", ListTenantsRequest(), ListTenantsResponse)
+    )
     for error in answers.refused.values():
         raise error
-    items = [_tenant(tenant) for answer in answers.by_region.values() for tenant in answer.items]
+    items = [tenant_object(tenant) for answer in answers.by_region.values() for tenant in answer.items]
     show_items(items, _TENANT_COLUMNS, as_json=as_json, more={"unreachable": list(answers.unreachable)})
 
 
 @tenants.command("suspend")
-def suspend_tenant(context: typer.Context, tenant: TenantArgument, as_json: Json = False) -> None:
-    """Stop serving a tenant, until it is resumed."""
+def suspend_tenant(
+    context: typer.Context,
+    tenant: TenantArgument,
+    strict: Strict = False,
+    timeout: Timeout = None,
+    resume: Resume = None,
+    as_json: Json = False,
+) -> None:
+    """Stop serving a tenant, until it is resumed: what runs is cut, and it is refused everywhere once this returns."""
 
-    async def ask(mesh: Running) -> Tenant:
+    async def ask(mesh: Running, patience: Patience) -> tuple[RegionId, str, Message]:
         found = await find_tenant(mesh, tenant)
-        request = SuspendTenantRequest(tenant=found.tenant)
-        return await mesh.ask(RegionId(found.home), "SuspendTenant", request, Tenant)
+        return (
+            RegionId(found.home),
+            "SuspendTenant",
+            SuspendTenantRequest(tenant=found.tenant, patience=patience),
+        )
 
-    show_object(_tenant(_run(context, ask)), as_json=as_json)
+    done = change(
+        here_of(context),
+        ask,
+        resume="mesh tenant suspend TENANT",
+        op_id=resume,
+        strict=strict,
+        timeout_s=seconds_of(timeout, "timeout"),
+    )
+    show_object({**tenant_object(done.tenant), **waited(done)}, as_json=as_json)
+
+
+@tenants.command("set")
+def set_tenant(
+    context: typer.Context,
+    tenant: TenantArgument,
+    authority: Annotated[
+        str | None,
+        typer.Option(
+            metavar="home=15m,foreign=6s",
+            help="For how long a gateway that is cut off may go on serving the tenant, in its home's jurisdiction and "
+            "elsewhere: exactly as long a removal, a suspension or a revoked key may have to wait.",
+        ),
+    ] = None,
+    transfer: Annotated[
+        Transfer | None, typer.Option(help="Whether its calls may be forwarded to other jurisdictions of its pin.")
+    ] = None,
+    strict: Strict = False,
+    timeout: Timeout = None,
+    resume: Resume = None,
+    as_json: Json = False,
+) -> None:
+    """Set one of a tenant's terms."""
+    if (authority is None) == (transfer is None):
+        raise UsageFault("Say what to set: --authority or --transfer.", param="authority")
+    home_s, foreign_s = (None, None) if authority is None else spans_of(authority)
+
+    async def ask(mesh: Running, patience: Patience) -> tuple[RegionId, str, Message]:
+        found = await find_tenant(mesh, tenant)
+        if transfer is not None:
+            terms = SetTransferRequest(tenant=found.tenant, transfer=transfer.value, patience=patience)
+            return RegionId(found.home), "SetTransfer", terms
+        request = SetAuthorityRequest(
+            tenant=found.tenant,
+            home_ms=0 if home_s is None else int(home_s * 1000),
+            foreign_ms=0 if foreign_s is None else int(foreign_s * 1000),
+            patience=patience,
+        )
+        return RegionId(found.home), "SetAuthority", request
+
+    done = change(
+        here_of(context),
+        ask,
+        resume=f"mesh tenant set TENANT {f'--transfer {transfer}' if transfer else f'--authority {authority}'}",
+        op_id=resume,
+        strict=strict,
+        timeout_s=seconds_of(timeout, "timeout"),
+    )
+    show_object({**tenant_object(done.tenant), **waited(done)}, as_json=as_json)
+    longest_s = max(home_s or 0, foreign_s or 0)
+    if longest_s > SLOW_REVOCATION_S:
+        words().print(
+            f"A revoked key or a suspension may now have to wait up to {longest_s:g} s for a gateway that is cut off.",
+            style="yellow",
+        )
 
 
 @tenants.command("resume")
@@ -114,7 +204,7 @@ def resume_tenant(context: typer.Context, tenant: TenantArgument, as_json: Json 
         request = ResumeTenantRequest(tenant=found.tenant)
         return await mesh.ask(RegionId(found.home), "ResumeTenant", request, Tenant)
 
-    show_object(_tenant(_run(context, ask)), as_json=as_json)
+    show_object(tenant_object(ask_mesh(here_of(context), ask)), as_json=as_json)
 
 
 @keys.command("create")
@@ -125,7 +215,7 @@ def create_key(context: typer.Context, tenant: TenantArgument, as_json: Json = F
         found = await find_tenant(mesh, tenant)
         return await mesh.ask(RegionId(found.home), "CreateKey", CreateKeyRequest(tenant=found.tenant), Key)
 
-    key = _run(context, ask)
+    key = ask_mesh(here_of(context), ask)
     answer = {"tenant": key.tenant, "key_id": key.key_id, "key": key.key, "created_at": key.created_at}
     show_object(answer, as_json=as_json)
     if not as_json:
@@ -147,7 +237,7 @@ def list_keys(context: typer.Context, tenant: TenantArgument, as_json: Json = Fa
             "created_at": key.created_at,
             "revoked_at": key.revoked_at or None,
         }
-        for key in _run(context, ask).items
+        for key in ask_mesh(here_of(context), ask).items
     ]
     columns = [Column("key id", "key_id"), Column("created", "created_at"), Column("revoked", "revoked_at")]
     show_items(items, columns, as_json=as_json)
@@ -157,37 +247,25 @@ def list_keys(context: typer.Context, tenant: TenantArgument, as_json: Json = Fa
 def revoke_key(
     context: typer.Context,
     key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As 'mesh key list' shows it.", show_default=False)],
+    strict: Strict = False,
+    timeout: Timeout = None,
+    resume: Resume = None,
     as_json: Json = False,
 ) -> None:
-    """End a key for good."""
+    """End a key for good: what runs with it is cut, and it is refused everywhere once this returns."""
 
-    async def ask(mesh: Running) -> Key:
-        # Only the home of the key's tenant knows it; the others say so.
-        answers = await mesh.ask_all("RevokeKey", RevokeKeyRequest(key_id=key_id), Key)
-        for key in answers.by_region.values():
-            return key
-        for error in answers.refused.values():
-            if error.code is not Code.KEY_NOT_FOUND:
-                raise error
-        if answers.unreachable:
-            raise unreachable(answers.unreachable)
-        raise MeshError(Code.KEY_NOT_FOUND)
+    async def ask(mesh: Running, patience: Patience) -> tuple[RegionId, str, Message]:
+        return await home_of_key(mesh, key_id), "RevokeKey", RevokeKeyRequest(key_id=key_id, patience=patience)
 
-    key = _run(context, ask)
-    show_object({"key_id": key.key_id, "revoked_at": key.revoked_at}, as_json=as_json)
-
-
-def pin(context: typer.Context, tenant: TenantArgument, allow: Allow, as_json: Json = False) -> None:
-    """Set the jurisdictions in which a tenant's prompts may be."""
-    allowed = jurisdictions(allow)
-
-    async def ask(mesh: Running) -> Tenant:
-        found = await find_tenant(mesh, tenant)
-        return await mesh.ask(RegionId(found.home), "Pin", PinRequest(tenant=found.tenant, allowed=allowed), Tenant)
-
-    pinned = _run(context, ask)
-    answer = {"tenant": pinned.tenant, "revision": pinned.revision, "allowed": list(pinned.allowed)}
-    show_object(answer, as_json=as_json)
+    done = change(
+        here_of(context),
+        ask,
+        resume="mesh key revoke KEY_ID",
+        op_id=resume,
+        strict=strict,
+        timeout_s=seconds_of(timeout, "timeout"),
+    )
+    show_object({"key_id": done.key.key_id, "revoked_at": done.key.revoked_at, **waited(done)}, as_json=as_json)
 
 
 def usage(
@@ -238,7 +316,7 @@ def usage(
         ]
         return {**period, "unreachable": list(answers.unreachable), "items": items}
 
-    answer = _run(context, ask)
+    answer = ask_mesh(here_of(context), ask)
     if as_json:
         print_json(answer)
         return
@@ -266,7 +344,7 @@ def explain_route(
         request = ExplainRouteRequest(tenant=found.tenant, model=model)
         return await mesh.ask(entry or RegionId(found.home), "ExplainRoute", request, ExplainResponse)
 
-    said = _run(context, ask)
+    said = ask_mesh(here_of(context), ask)
     reasons = [
         {
             "region": reason.region,
@@ -291,17 +369,6 @@ def explain_route(
     people().print(table(reasons, [Column(name, name) for name in ("region", "verdict", "code", "text")]))
 
 
-def _run(context: typer.Context, ask: Callable[[Running], Awaitable[T]]) -> T:
-    here = here_of(context)
-    status = here.supervisor.status(here.home)
-
-    async def whole() -> T:
-        async with running(here, status) as mesh:
-            return await ask(mesh)
-
-    return asyncio.run(whole())
-
-
 def _home(mesh: Running, named: str | None, jurisdiction: str) -> RegionId:
     if named is not None:
         return mesh.site(named).id
@@ -319,7 +386,8 @@ def _home(mesh: Running, named: str | None, jurisdiction: str) -> RegionId:
     )
 
 
-def _tenant(tenant: Tenant) -> dict[str, object]:
+def tenant_object(tenant: Tenant) -> dict[str, object]:
+    """A tenant as every command answers it."""
     return {
         "tenant": tenant.tenant,
         "name": tenant.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -137,6 +137,19 @@ def stream(
         request_deserializer=request,
         response_serializer=None if request is None else _serialize,
     )
+
+
+def unary_stream(
+    work: Callable[[Any, Context], AsyncGenerator[_Message]], request: Callable[[bytes], object], failed: Failed
+) -> Handler:
+    """A handler of one small message and as many answers as `work` yields. A client that leaves cancels it."""
+
+    async def handle(message: object, context: Context) -> None:
+        async with telling(context, failed), aclosing(work(message, context)) as answers:
+            async for answer in answers:
+                await context.write(answer)
+
+    return grpc.unary_stream_rpc_method_handler(handle, request_deserializer=request, response_serializer=_serialize)
 
 
 def service(name: str, methods: Mapping[str, Handler]) -> grpc.GenericRpcHandler:

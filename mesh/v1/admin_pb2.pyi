@@ -118,6 +118,16 @@ class SetAuthorityRequest(_message.Message):
     patience: Patience
     def __init__(self, tenant: _Optional[str] = ..., home_ms: _Optional[int] = ..., foreign_ms: _Optional[int] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
 
+class SetTransferRequest(_message.Message):
+    __slots__ = ("tenant", "transfer", "patience")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    transfer: str
+    patience: Patience
+    def __init__(self, tenant: _Optional[str] = ..., transfer: _Optional[str] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
+
 class MemberProgress(_message.Message):
     __slots__ = ("member", "region", "gateway", "state", "left_ms")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +267,12 @@ class ListKeysResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[Key]
     def __init__(self, items: _Optional[_Iterable[_Union[Key, _Mapping]]] = ...) -> None: ...
+
+class FindKeyRequest(_message.Message):
+    __slots__ = ("key_id",)
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    def __init__(self, key_id: _Optional[str] = ...) -> None: ...
 
 class RevokeKeyRequest(_message.Message):
     __slots__ = ("key_id", "patience")

@@ -71,6 +71,11 @@ class AdminStub:
                 request_serializer=mesh_dot_v1_dot_admin__pb2.SetAuthorityRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
                 _registered_method=True)
+        self.SetTransfer = channel.unary_stream(
+                '/mesh.v1.Admin/SetTransfer',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.SetTransferRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+                _registered_method=True)
         self.PinStatus = channel.unary_unary(
                 '/mesh.v1.Admin/PinStatus',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.PinStatusRequest.SerializeToString,
@@ -90,6 +95,11 @@ class AdminStub:
                 '/mesh.v1.Admin/ListKeys',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.FindKey = channel.unary_unary(
+                '/mesh.v1.Admin/FindKey',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.FindKeyRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.Key.FromString,
                 _registered_method=True)
         self.RevokeKey = channel.unary_stream(
                 '/mesh.v1.Admin/RevokeKey',
@@ -166,6 +176,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetTransfer(self, request, context):
+        """SetTransfer sets whether a tenant's calls may be forwarded inside its pin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PinStatus(self, request, context):
         """PinStatus lists the members: every gateway process of the mesh that was granted authority.
         """
@@ -189,6 +206,13 @@ class AdminServicer:
 
     def ListKeys(self, request, context):
         """ListKeys lists a tenant's keys, without secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindKey(self, request, context):
+        """FindKey finds a key of a tenant of this home.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -260,6 +284,11 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.SetAuthorityRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
             ),
+            'SetTransfer': grpc.unary_stream_rpc_method_handler(
+                    servicer.SetTransfer,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.SetTransferRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
+            ),
             'PinStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.PinStatus,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.PinStatusRequest.FromString,
@@ -279,6 +308,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListKeys,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.ListKeysRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'FindKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindKey,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.FindKeyRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.Key.SerializeToString,
             ),
             'RevokeKey': grpc.unary_stream_rpc_method_handler(
                     servicer.RevokeKey,
@@ -502,6 +536,33 @@ class Admin:
             _registered_method=True)
 
     @staticmethod
+    def SetTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.Admin/SetTransfer',
+            mesh_dot_v1_dot_admin__pb2.SetTransferRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def PinStatus(request,
             target,
             options=(),
@@ -599,6 +660,33 @@ class Admin:
             '/mesh.v1.Admin/ListKeys',
             mesh_dot_v1_dot_admin__pb2.ListKeysRequest.SerializeToString,
             mesh_dot_v1_dot_admin__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Admin/FindKey',
+            mesh_dot_v1_dot_admin__pb2.FindKeyRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.Key.FromString,
             options,
             channel_credentials,
             insecure,

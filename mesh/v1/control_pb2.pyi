@@ -130,24 +130,36 @@ class HeadRecord(_message.Message):
     def __init__(self, changed: _Optional[str] = ...) -> None: ...
 
 class OpRecord(_message.Message):
-    __slots__ = ("revision", "barrier")
+    __slots__ = ("revision", "barrier", "asked")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     BARRIER_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
     revision: int
     barrier: Barrier
-    def __init__(self, revision: _Optional[int] = ..., barrier: _Optional[_Union[Barrier, _Mapping]] = ...) -> None: ...
+    asked: bytes
+    def __init__(self, revision: _Optional[int] = ..., barrier: _Optional[_Union[Barrier, _Mapping]] = ..., asked: _Optional[bytes] = ...) -> None: ...
+
+class Removed(_message.Message):
+    __slots__ = ("jurisdiction", "sent")
+    JURISDICTION_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    jurisdiction: str
+    sent: bool
+    def __init__(self, jurisdiction: _Optional[str] = ..., sent: _Optional[bool] = ...) -> None: ...
 
 class Barrier(_message.Message):
-    __slots__ = ("span_ms", "places", "key_id", "drain_ms")
+    __slots__ = ("span_ms", "removed", "key_id", "drain_ms", "lowered")
     SPAN_MS_FIELD_NUMBER: _ClassVar[int]
-    PLACES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     DRAIN_MS_FIELD_NUMBER: _ClassVar[int]
+    LOWERED_FIELD_NUMBER: _ClassVar[int]
     span_ms: int
-    places: _containers.RepeatedScalarFieldContainer[str]
+    removed: _containers.RepeatedCompositeFieldContainer[Removed]
     key_id: str
     drain_ms: int
-    def __init__(self, span_ms: _Optional[int] = ..., places: _Optional[_Iterable[str]] = ..., key_id: _Optional[str] = ..., drain_ms: _Optional[int] = ...) -> None: ...
+    lowered: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, span_ms: _Optional[int] = ..., removed: _Optional[_Iterable[_Union[Removed, _Mapping]]] = ..., key_id: _Optional[str] = ..., drain_ms: _Optional[int] = ..., lowered: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GrantRecord(_message.Message):
     __slots__ = ("gateway", "attempt", "last")

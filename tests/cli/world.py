@@ -38,6 +38,7 @@ class Admin(AdminServicer):
     keys: dict[str, pb.Key] = field(default_factory=dict)
     calls: list[tuple[str, object]] = field(default_factory=list)
     refuse: MeshError | None = None
+    breaks_off: bool = False  # whether the next change's stream ends before it is done
 
     def _enter(self, context: grpc.ServicerContext, method: str, request: object) -> None:
         identity = identity_of_grpc(context.auth_context())
@@ -84,7 +85,7 @@ class Admin(AdminServicer):
         self._enter(context, "SuspendTenant", request)
         tenant = self._tenant(context, request.tenant)
         tenant.state, tenant.revision = "suspended", tenant.revision + 1
-        return tenant
+        yield from self._progress(request.patience, tenant=tenant)
 
     def ResumeTenant(self, request, context):
         self._enter(context, "ResumeTenant", request)
@@ -98,7 +99,53 @@ class Admin(AdminServicer):
         if JURISDICTION[self.region] not in request.allowed:
             self._abort(context, MeshError(Code.HOME_OUTSIDE_PIN))
         tenant.allowed[:], tenant.revision = request.allowed, tenant.revision + 1
-        return tenant
+        yield from self._progress(request.patience, tenant=tenant)
+
+    def SetAuthority(self, request, context):
+        self._enter(context, "SetAuthority", request)
+        yield from self._progress(request.patience, tenant=self._tenant(context, request.tenant))
+
+    def SetTransfer(self, request, context):
+        self._enter(context, "SetTransfer", request)
+        tenant = self._tenant(context, request.tenant)
+        tenant.transfer = request.transfer
+        yield from self._progress(request.patience, tenant=tenant)
+
+    def _progress(self, patience: pb.Patience, **what: object) -> Generator[pb.ShrinkProgress]:
+        """Committed, then waiting for one of two gateways, then done."""
+        first = pb.MemberProgress(member="m1", region=self.region, gateway="g1", state=pb.MEMBER_STATE_ACKNOWLEDGED)
+        states = (pb.MEMBER_STATE_WAITING, pb.MEMBER_STATE_TIMED_OUT)
+        second = [
+            pb.MemberProgress(member="m2", region="ap-southeast-1", gateway="g1", state=state, left_ms=6000)
+            for state in states
+        ]
+        yield pb.ShrinkProgress(op_id=patience.op_id, **what)
+        yield pb.ShrinkProgress(op_id=patience.op_id, members=[first, second[0]], waited_ms=10, **what)
+        if self.breaks_off:
+            self.breaks_off = False
+            return
+        receipt = '{"statement": {}}' if patience.receipt else ""
+        yield pb.ShrinkProgress(
+            op_id=patience.op_id, members=[first, second[1]], waited_ms=6100, done=True, receipt=receipt, **what
+        )
+
+    def PinStatus(self, request, context):
+        self._enter(context, "PinStatus", request)
+        members = [
+            pb.Member(
+                member=f"m-{region}",
+                region=region,
+                gateway="g1",
+                grant_age_ms=1000 if region == self.region else 500,
+                shards=[pb.ShardNumber(home="vn-1", shard=3, applied=6, head=7)],
+            )
+            for region in JURISDICTION
+        ]
+        return pb.PinStatusResponse(members=members)
+
+    def AttestDead(self, request, context):
+        self._enter(context, "AttestDead", request)
+        return pb.AttestDeadResponse(member=request.member, gateway="g1")
 
     def CreateKey(self, request, context):
         self._enter(context, "CreateKey", request)
@@ -119,6 +166,12 @@ class Admin(AdminServicer):
         if request.key_id not in self.keys:
             self._abort(context, MeshError(Code.KEY_NOT_FOUND))
         self.keys[request.key_id].revoked_at = NOW
+        yield from self._progress(request.patience, key=self.keys[request.key_id])
+
+    def FindKey(self, request, context):
+        self._enter(context, "FindKey", request)
+        if request.key_id not in self.keys:
+            self._abort(context, MeshError(Code.KEY_NOT_FOUND))
         return self.keys[request.key_id]
 
     def Usage(self, request, context):
