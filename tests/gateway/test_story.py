@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
-from gateway.world import JP, KEY, SG, TENANT, VN, Call, ScriptedHop, World, load, replica
+from gateway.world import JP, KEY, MODELS, SG, SITES, TENANT, VN, Call, ScriptedHop, World, load, replica
 
 from mesh.errors import Code, MeshError
+from mesh.gateway.story import endpoints_of
 from mesh.policy.bundle import TenantKey
-from mesh.routing.fleet import Fleet
+from mesh.routing.fleet import Atlas, Fleet
 from mesh.types import AnswerHead, Facts, Operation, TenantId, TenantState, Transfer, Usage
 
 
@@ -68,6 +70,31 @@ async def test_a_call_is_outside_the_pin_by_the_pin_and_not_by_what_is_told_firs
     assert (await refused(forwarded, Call(entry=VN), forwarded=True)).code is Code.RESIDENCY_REFUSED
     worlds = (suspended, served, narrowed, forwarded)
     assert [record.outside_pin for world in worlds for record in world.settled] == [True, False, True, False]
+
+
+async def test_the_name_that_was_called_is_the_keys_tenants() -> None:
+    call = Call(label="t-aaaaaaaaaaaaaaaa")
+    world = World()
+    await world.story.serve(call)
+    assert call.received == 1
+    for at, outside in ((VN, False), (SG, True)):
+        world, call = World(at=at), Call(label="t-bbbbbbbbbbbbbbbb")
+        assert (await refused(world, call)).code is Code.MISDIRECTED_REQUEST
+        assert call.received == 0
+        (record,) = world.settled
+        assert (record.code, record.tenant, record.outside_pin) == ("misdirected_request", TENANT, outside)
+
+
+def test_endpoints_are_the_tenants_own_names_where_it_has_any() -> None:
+    sites = {**SITES, SG: replace(SITES[SG], zone="ap-southeast-1.mesh.example")}
+    policy = World(allowed=("VN", "SG")).book.tenant(TENANT)
+    assert policy is not None
+    found = endpoints_of(policy, Atlas(here=VN, sites=sites, models=MODELS))
+    own = "t-aaaaaaaaaaaaaaaa.ap-southeast-1.mesh.example"
+    assert [(one.http, one.grpc) for one in found] == [
+        ("https://vn-1:8443", "vn-1:8444"),
+        (f"https://{own}:8443", f"{own}:8444"),
+    ]
 
 
 async def test_a_suspended_tenant_is_told_so_before_anything_else() -> None:
