@@ -16,10 +16,12 @@ class Breaker:
 
     Attributes:
         extra: What the world cannot do alone, by kind: `twin` and `start` take a host's name.
+        over: Nothing more breaks; what is broken is still mended in its time.
     """
 
     world: World
     extra: dict[str, Callable[[str], None]] = field(default_factory=dict)
+    over: bool = False
 
     def arm(self, plan: tuple[Fault, ...]) -> None:
         """Each fault begins at its time or moment, if that comes, and is mended after it has lasted."""
@@ -29,6 +31,8 @@ class Breaker:
     def begin(self, fault: Fault) -> None:
         """Breaks something now."""
         world = self.world
+        if self.over:
+            return
         if fault.kind != "rate":
             world.history.note(
                 "world", "fault", kind=fault.kind, on=fault.on, lasts=round(fault.lasts_s, 3), size=round(fault.size, 6)

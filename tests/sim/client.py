@@ -115,7 +115,9 @@ class SimStore:
 
         def run(data: Data) -> TxnResult:
             result, events = data.txn(compares, then, otherwise)
-            return self._cluster.apply(result, Commit(self._user.name, kind, compares, then, result, events))
+            return self._cluster.apply(
+                result, Commit(self._host.name, self._user.name, kind, compares, then, result, events)
+            )
 
         try:
             return await self._ask(kind, run, timeout_s)
@@ -178,7 +180,7 @@ class SimStore:
             revision = getattr(result, "revision", 0) if not isinstance(result, StoreError) else 0
             cluster.once_applied(member, revision, lambda: back.send(settle, result))
 
-        self._moments.fire(f"{kind}_sent", self._host.name)
+        self._fire(f"{kind}_sent")
         out.send(at_member)
         try:
             async with self._host.clock.timeout(timeout_s):
@@ -187,8 +189,12 @@ class SimStore:
             raise StoreUnavailableError("DEADLINE_EXCEEDED") from None
         finally:
             self._asked.pop(answer, None)
-        self._moments.fire(f"{kind}_answered", self._host.name)
+        self._fire(f"{kind}_answered")
         return result
+
+    def _fire(self, moment: str) -> None:
+        if not moment.startswith("other"):
+            self._moments.fire(moment, self._host.name)
 
     def _carry(self, source: Member, target: Member, action: Callable[..., object], *args: object) -> float | None:
         return self._cluster.net.carry(source.host, target.host, 0.0, action, *args)

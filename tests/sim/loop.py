@@ -107,7 +107,7 @@ class SimLoop(asyncio.BaseEventLoop):
             self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     def _refuse_if_closed(self) -> None:
-        if self.is_closed():
+        if self._closed:  # pyright: ignore[reportAttributeAccessIssue]
             raise RuntimeError("Event loop is closed")
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
@@ -187,29 +187,34 @@ class SimLoop(asyncio.BaseEventLoop):
             process.ready.append(handle)
 
     def _run_once(self) -> None:
-        timers = self._timers
-        while True:
-            while timers and timers[0][0] <= self._now:
-                handle = heapq.heappop(timers)[2]
-                if not handle._cancelled:
-                    self._enqueue(handle)
-            runnable = [process for process in self._runnable if process.ready and not process.paused]
-            if runnable:
-                break
-            if not timers:
-                raise StuckError(f"nothing is left to run at {self._now}")
-            self._now = timers[0][0]
-        self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise StuckError(f"{self.steps} steps at {self._now}")
-        process = runnable[0] if len(runnable) == 1 else runnable[int(self._random() * len(runnable))]
-        handle = process.ready.popleft()
-        if not handle._cancelled:
-            self._current = process
-            handle._run()
-            self._current = None
-            while self._deferred:
-                self._deferred.pop(0)()
+        """Many steps at once: asyncio calls this again and again, which would cost as much as a step does."""
+        while not self._stopping:  # pyright: ignore[reportAttributeAccessIssue]
+            ready = [process for process in self._due() if process.ready and not process.paused]
+            if not ready:
+                if not self._timers:
+                    raise StuckError(f"nothing is left to run at {self._now}")
+                self._now = self._timers[0][0]
+                continue
+            self.steps += 1
+            if self.steps > MAX_STEPS:
+                raise StuckError(f"{self.steps} steps at {self._now}")
+            process = ready[0] if len(ready) == 1 else ready[int(self._random() * len(ready))]
+            handle = process.ready.popleft()
+            if not handle._cancelled:
+                self._current = process
+                handle._run()
+                self._current = None
+                while self._deferred:
+                    self._deferred.pop(0)()
+
+    def _due(self) -> list[Process]:
+        """Queues the timers whose time has come; all processes that live."""
+        timers, now = self._timers, self._now
+        while timers and timers[0][0] <= now:
+            handle = heapq.heappop(timers)[2]
+            if not handle._cancelled:
+                self._enqueue(handle)
+        return self._runnable
 
     def leaks(self) -> list[str]:
         """Tasks and timers that a clean end has left behind. Killed processes and the world are not asked."""

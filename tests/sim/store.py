@@ -32,10 +32,12 @@ class Commit:
     """A transaction that has run.
 
     Attributes:
-        user: Whose certificate it came with.
+        host: Where it came from.
+        user: By whose certificate.
         kind: `grant`, `ack`, `change`, `judge` (it read grants and wrote none) or `other`.
     """
 
+    host: str
     user: str
     kind: str
     compares: tuple[Compare, ...]

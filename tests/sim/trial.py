@@ -1,12 +1,14 @@
-"""An episode of the ground itself: the real feed and the real changes on the simulated store, calls over connections.
+"""An episode of the ground itself: writers and followers on the simulated store, calls over connections, any fault.
 
-Nothing is promised here; it is what `test_ground.py` replays. `python -m sim.trial SEED ...` prints a digest for each.
+Nothing is promised here but that followers end where the store is; it is what `test_ground.py` replays.
+`python -m sim.trial SEED ...` prints a digest for each seed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import aclosing
 
 from sim.breaker import Breaker
 from sim.faults import Palette, draw
@@ -16,41 +18,40 @@ from sim.tcp import Channel
 from sim.world import Result, World
 
 from mesh.control import layout
-from mesh.control.changes import Changes
-from mesh.control.feed import PolicyFeed
-from mesh.control.store import Put, Range, StoreError
-from mesh.errors import MeshError
-from mesh.policy.bundle import PolicyBook
-from mesh.policy.shards import shard_of
-from mesh.types import Jurisdiction, MemberId, RegionId, Role, TenantId, Transfer
+from mesh.control.store import CompactedError, Compare, Put, Range, StoreError, WatchBatch, WatchUp
+from mesh.types import MemberId, RegionId, Role
 
 VN, SG, JP = "vn-1", "ap-southeast-1", "ap-northeast-1"
 LENGTH_S = 60.0
 PORT = 80
-PINS = (frozenset({Jurisdiction("VN")}), frozenset({Jurisdiction("VN"), Jurisdiction("SG")}))
+RECORD = f"{layout.home_prefix(RegionId(VN))}0/t_trial"
+HEAD = f"{layout.head_prefix(RegionId(VN))}0"
 _AUTHORITY_S = 6.0
 _BROKEN = (OSError, EOFError, TimeoutError)
+
+
+PALETTE = Palette(
+    wires=(("gw-sg", f"etcd-{SG}"), ("gw-sg", "replica"), ("gw-vn", f"etcd-{VN}"), ("admin", f"etcd-{VN}")),
+    machines=("gw-sg", "gw-sg", "replica", "gw-vn", "admin"),
+    members=tuple(f"etcd-{site}" for site in (VN, SG, JP)),
+    roles={"out": "gw-sg", "home": "gw-vn", "replica": "replica", "admin": "admin", "store": f"etcd-{SG}"},
+    pin_s=25.0,
+    length_s=LENGTH_S,
+)
 
 
 class Trial:
     """One seed's world."""
 
-    def __init__(self, seed: int, aim: str | None = None) -> None:
+    def __init__(self, seed: int, aim: str | None = None, settle_s: float = 0.0) -> None:
+        """`settle_s`: how long to go on when the faults and the changes are over."""
         self.world = World(seed)
         self.cluster = self.world.add_store([VN, SG, JP])
         for name, site in (("admin", VN), ("gw-vn", VN), ("gw-sg", SG), ("replica", SG), ("client", SG)):
             self.world.add_host(name, site)
-        wires = (("gw-sg", f"etcd-{SG}"), ("gw-sg", "replica"), ("gw-vn", f"etcd-{VN}"), ("admin", f"etcd-{VN}"))
-        roles = {"out": "gw-sg", "home": "gw-vn", "replica": "replica", "admin": "admin", "store": f"etcd-{SG}"}
-        palette = Palette(
-            wires=wires,
-            machines=("gw-sg", "gw-sg", "replica", "gw-vn", "admin"),
-            members=tuple(member.host.name for member in self.cluster.members),
-            roles=roles,
-            pin_s=25.0,
-            length_s=LENGTH_S,
-        )
-        self.plan = draw(seed, palette, aim)
+        self.plan = draw(seed, PALETTE, aim)
+        self.settle_s = settle_s
+        self.known: dict[str, dict[str, bytes]] = {}
 
     def run(self) -> Result:
         """Plays it."""
@@ -63,35 +64,59 @@ class Trial:
         hosts["gw-vn"].start(lambda host: self._gateway(host, VN))
         hosts["admin"].start(self._admin)
         hosts["client"].start(self._client)
-        Breaker(self.world, {"start": lambda name: None, "twin": lambda name: None}).arm(self.plan)
+        breaker = Breaker(self.world, {"start": lambda _: None, "twin": lambda _: None})
+        breaker.arm(self.plan)
         await asyncio.sleep(LENGTH_S)
+        breaker.over = True
+        await hosts["admin"].stop()
+        await asyncio.sleep(self.settle_s)
         await self.world.stop()
 
     async def _admin(self, host: Host) -> None:
+        """Changes a record again and again, each time if nobody else has."""
         store = self.world.store_for(host, Role.ADMIN, RegionId(VN))
-        changes = Changes(store, RegionId(VN), host.clock, host.entropy)
-        tenant: TenantId | None = None
-        for count in range(1000):
+        while True:
             try:
-                if tenant is None:
-                    made = await changes.create_tenant(host.entropy.token(16), PINS[0], Transfer.NEVER)
-                    tenant = made.tenant.policy.tenant
-                else:
-                    made = await changes.set_allowed(tenant, PINS[count % 2])
-                policy = made.tenant.policy
-                self.world.history.note(host.name, "changed", tenant=tenant, revision=policy.revision)
-            except MeshError as error:
-                self.world.history.note(host.name, "not changed", code=error.code)
+                found = await store.range(Range(RECORD), timeout_s=4.0)
+                at = found.items[0].mod_revision if found.items else 0
+                value = host.entropy.token(8)
+                made = await store.txn([Compare(RECORD, at)], [Put(RECORD, value), Put(HEAD, b"")], timeout_s=4.0)
+                self.world.history.note(host.name, "changed", revision=made.revision, made=made.succeeded)
+            except StoreError as error:
+                self.world.history.note(host.name, "not changed", why=type(error).__name__)
             await host.clock.sleep(0.5 + 4 * host.entropy.coin())
 
     async def _gateway(self, host: Host, region: str) -> None:
-        store = self.world.store_for(host, Role.GATEWAY, RegionId(region))
-        book = PolicyBook()
-        feed = PolicyFeed(store, book, host.clock)
+        known = self.known[host.name] = {}
         async with OrderedTasks() as tasks:
-            tasks.spawn(feed.run(), "feed")
+            tasks.spawn(self._follow(host, region, known), "follow")
             tasks.spawn(self._renew(host, region), "renew")
-            tasks.spawn(self._serve(host, book), "serve")
+            tasks.spawn(self._serve(host, known), "serve")
+
+    async def _follow(self, host: Host, region: str, known: dict[str, bytes]) -> None:
+        """Keeps a copy of what the store holds under `FEED`."""
+        store = self.world.store_for(host, Role.GATEWAY, RegionId(region))
+        while True:
+            try:
+                whole = await store.range(Range(*layout.FEED), timeout_s=5.0)
+                known.clear()
+                known.update((item.key, item.value) for item in whole.items)
+                async with aclosing(store.watch(*layout.FEED, whole.revision + 1)) as watch:
+                    async for news in watch:
+                        match news:
+                            case WatchBatch(events):
+                                known.update((event.key, event.value or b"") for event in events)
+                                self.world.history.note(host.name, "told", upto=events[-1].mod_revision)
+                            case WatchUp():
+                                now = await store.range(Range(RECORD), timeout_s=5.0)
+                                if now.revision < whole.revision:
+                                    break  # it went back in time
+                            case _:
+                                pass
+            except CompactedError:
+                continue
+            except StoreError:
+                await host.clock.sleep(0.3)
 
     async def _renew(self, host: Host, region: str) -> None:
         store = self.world.store_for(host, Role.GATEWAY, RegionId(region))
@@ -109,13 +134,13 @@ class Trial:
                 self.world.history.note(host.name, "not granted", why=type(error).__name__)
                 await host.clock.sleep(0.5)
 
-    async def _serve(self, host: Host, book: PolicyBook) -> None:
+    async def _serve(self, host: Host, known: dict[str, bytes]) -> None:
         listener = self.world.net.listen(host, PORT)
         async with OrderedTasks() as tasks:
             while True:
-                tasks.spawn(self._door(host, book, await listener.accept()), "door")
+                tasks.spawn(self._door(host, known, await listener.accept()), "door")
 
-    async def _door(self, host: Host, book: PolicyBook, channel: Channel) -> None:
+    async def _door(self, host: Host, known: dict[str, bytes], channel: Channel) -> None:
         try:
             while True:
                 call = await channel.receive()
@@ -125,7 +150,7 @@ class Trial:
                         hop = await self.world.net.connect(host, "replica", PORT)
                         self.world.moments.fire("hop_sent", host.name)
                         hop.send(call, 500)
-                        channel.send((await hop.receive(), len(book.tenants())))
+                        channel.send((await hop.receive(), len(known)))
                 except _BROKEN:
                     channel.send((call, "failed"))
                 finally:
@@ -181,11 +206,6 @@ class Trial:
         async with OrderedTasks() as tasks:
             tasks.spawn(drive("gw-sg", 0.4), "to sg")
             tasks.spawn(drive("gw-vn", 0.9), "to vn")
-
-
-def shard_head(tenant: TenantId) -> str:
-    """Where a tenant's changes are counted."""
-    return layout.head_key(shard_of(RegionId(VN), tenant))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ class World:
             await host.stop()
 
     def _committed(self, commit: Commit) -> None:
-        self.moments.fire(f"{commit.kind}_committed", commit.user) if commit.kind != "other" else None
+        if commit.kind != "other":
+            self.moments.fire(f"{commit.kind}_committed", commit.host)
 
 
 def one_way_s(one: str, other: str) -> float:
