@@ -139,6 +139,7 @@ class EtcdStore:
             answer.header.revision,
             answer.succeeded,
             tuple(_range_result(one.response_range) for one in answer.responses if one.HasField("response_range")),
+            answer.header.cluster_id,
         )
 
     async def compact(self, revision: int, *, timeout_s: float) -> None:

@@ -20,6 +20,7 @@ from mesh.policy.shards import Shard, shard_of
 from mesh.types import KeyId, MemberId, RegionId, TenantId
 
 _ROOT = "/mesh/"
+ACKS = (_ROOT + "ack/", _ROOT + "ack0")
 GRANTS = (_ROOT + "grant/", _ROOT + "grant0")
 MEMBERS = (_ROOT + "ack/", GRANTS[1])
 """Acknowledgements and grants: what says who the members are and how far each has come."""

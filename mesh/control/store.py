@@ -111,11 +111,12 @@ class RangeResult:
 
 @dataclass(frozen=True, slots=True)
 class TxnResult:
-    """Which branch ran. `ranges` are the answers to its reads, in order."""
+    """Which branch ran. `ranges` are the answers to its reads, in order; `cluster` is who answered, 0 if not known."""
 
     revision: int
     succeeded: bool
     ranges: tuple[RangeResult, ...] = ()
+    cluster: int = 0
 
 
 @dataclass(frozen=True, slots=True)
