@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 import select
+import socket
 import ssl
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import httptools
 
 from mesh.http1.channel import Channel
 from mesh.http1.head import Headers
+from mesh.http1.request import Check
 
 _HIGH_BYTES = 262_144
 _HEAD_BYTES = 65_536
@@ -43,6 +45,7 @@ class Pool:
         idle_s: float = 30.0,
         connect_timeout_s: float = 3.0,
         per_address: int = 512,
+        send_buffer_bytes: int | None = None,
     ) -> None:
         """A pool without connections.
 
@@ -51,11 +54,14 @@ class Pool:
             idle_s: An unused connection is closed after one to two times this. Less than the servers' `keep_alive_s`.
             connect_timeout_s: For name, TCP and TLS together.
             per_address: The most open connections per address, idle ones included.
+            send_buffer_bytes: The most that the operating system holds of what a connection sends; None leaves it to
+                grow.
         """
         self._tls = tls
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
         self._per_address = per_address
+        self._send_buffer_bytes = send_buffer_bytes
         self._idle: dict[_Address, list[_Connection]] = {}
         self._count: dict[_Address, int] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -71,11 +77,13 @@ class Pool:
         target: str,
         headers: Headers,
         body: bytes | bytearray | memoryview = b"",
+        check: Check | None = None,
+        unacknowledged_s: float | None = None,
     ) -> Response:
         """Sends a request and waits for the head of its answer; the deadline is the caller's.
 
         `headers` hold `host` and no framing. `body` must not change until this returns. Cancelling it, or closing the
-        response early, closes the connection.
+        response early, resets the connection: what was written and has not been sent never will be.
 
         Args:
             host: Address to connect to.
@@ -85,6 +93,9 @@ class Pool:
             target: Path and query.
             headers: Names in lower case.
             body: Sent with its length.
+            check: Asked before each piece is sent; what it raises ends the request.
+            unacknowledged_s: The connection breaks once what was sent has not been acknowledged for so long
+                (TCP_USER_TIMEOUT), also where this process has stopped; at least a millisecond.
 
         Raises:
             ConnectionFailedError: It could not be handed over, or the connection broke before the answer's head.
@@ -93,9 +104,11 @@ class Pool:
         head = _render(method, target, headers, len(body))
         connection = self._take(address) or await self._connect(address)
         try:
-            return await connection.exchange(head, body, bodiless=method == "HEAD")
+            if unacknowledged_s is not None:
+                connection.give_up_after(unacknowledged_s)
+            return await connection.exchange(head, body, bodiless=method == "HEAD", check=check)
         except BaseException:
-            connection.abort()
+            connection.reset()
             raise
 
     def close(self) -> None:
@@ -167,6 +180,8 @@ class Pool:
             async with asyncio.timeout(self._connect_timeout_s):
                 await loop.create_connection(lambda: connection, address.host, address.port)
                 await connection.opened
+                if self._send_buffer_bytes is not None:
+                    connection.hold_at_most(self._send_buffer_bytes)
         except (OSError, TimeoutError):
             connection.discard()
             # An OSError may name the address, which is ours to log and not a client's to see.
@@ -227,7 +242,7 @@ class Response:
         return await self._connection.read()
 
     def close(self) -> None:
-        """Gives the connection back if the answer has come whole, and closes it otherwise. May be called again."""
+        """Gives the connection back if the answer has come whole, and resets it otherwise. May be called again."""
         if not self._closed:
             self._closed = True
             self._connection.release()
@@ -261,20 +276,42 @@ class _Connection(Channel):
 
     # One exchange.
 
-    async def exchange(self, head: bytes, body: bytes | bytearray | memoryview, *, bodiless: bool) -> Response:
+    def hold_at_most(self, size_bytes: int) -> None:
+        """Bounds what the operating system holds of what is sent."""
+        # Linux doubles what it is told, for its own bookkeeping, and that is what it reports and counts against.
+        self._set(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes // 2)
+
+    def give_up_after(self, seconds: float) -> None:
+        """Breaks once something has not been acknowledged for so long."""
+        self._set(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
+
+    def _set(self, level: int, option: int, value: int) -> None:
+        transport = self._transport
+        if transport is None or self.lost:
+            raise ConnectionFailedError
+        try:
+            cast("socket.socket", transport.get_extra_info("socket")).setsockopt(level, option, value)
+        except OSError:
+            raise ConnectionFailedError from None
+
+    async def exchange(
+        self, head: bytes, body: bytes | bytearray | memoryview, *, bodiless: bool, check: Check | None
+    ) -> Response:
         """Sends a request; returns at the answer's head, which may come before the body is sent."""
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._parts, self._head = [], [], None
         self._held_bytes = self._head_bytes = 0
         self._bodiless = bodiless
         self._complete = self._sent = self._until_end = False
+        if check is not None:
+            check()
         if len(body) < 16_384:
             self.send(head + body if body else head)
             self._sent = True
         else:
             self.send(head)
             with memoryview(body) as view:
-                self._sent = await self._send_body(view)
+                self._sent = await self._send_body(view, check)
         while self._head is None:
             if self._broken or self.ended:
                 raise ConnectionFailedError
@@ -308,7 +345,7 @@ class _Connection(Channel):
         whole = self._complete and self._sent and self._reusable and not self._parts
         whole = whole and not self.unsent_bytes and not self.unread_bytes
         if not whole or self._broken or self.ended:
-            self.abort()
+            self.reset()
         elif self._pool is not None:
             self._parser = None
             self._pool.put_back(self)
@@ -433,9 +470,11 @@ class _Connection(Channel):
 
     # Within.
 
-    async def _send_body(self, view: memoryview) -> bool:
+    async def _send_body(self, view: memoryview, check: Check | None) -> bool:
         """Whether all was sent: an answer may come before."""
         for start in range(0, len(view), 65_536):
+            if check is not None:
+                check()
             with view[start : start + 65_536] as piece:
                 self.send(piece)
             while self._congested and self._head is None:

@@ -13,7 +13,7 @@ from mesh.http1.channel import SLICE_BYTES, Channel
 from mesh.http1.chunks import ChunkDecoder
 from mesh.http1.head import Head, HeadParser
 from mesh.http1.limits import Limits
-from mesh.http1.request import Peer, Request, render_head
+from mesh.http1.request import Check, Peer, Request, render_head
 
 Handler = Callable[[Request], Awaitable[None]]
 """Answers one request, in the connection's own task. It is cancelled when the client hangs up before its answer."""
@@ -236,6 +236,11 @@ class Connection(Channel):
         """No other request follows."""
         self._last = True
 
+    def cut_off(self) -> None:
+        """Nothing that is not there yet shall reach the client."""
+        self._last = True
+        self.reset()
+
     async def answer(self, data: bytes, body: bytes = b"") -> None:
         """Hands a piece of the answer over."""
         if len(body) < SLICE_BYTES:
@@ -251,8 +256,10 @@ class Connection(Channel):
         if not self.stays():
             self._finish()
 
-    async def receive_body(self, head: Head, limit_bytes: int) -> bytearray:
+    async def receive_body(self, head: Head, limit_bytes: int, check: Check | None) -> bytearray:
         """Reads the body into one buffer, which grows with what has come and not with what was announced.
+
+        Asks `check` before each piece; what it raises ends the reading.
 
         Raises:
             MeshError: REQUEST_TOO_LARGE, REQUEST_TIMEOUT or MALFORMED_REQUEST.
@@ -262,13 +269,13 @@ class Connection(Channel):
             raise MeshError(Code.REQUEST_TOO_LARGE)
         if head.expects and self._unread and not self._buffer and not self.unread_bytes:
             self.send(_CONTINUE)
-        body = await (self._receive_chunks(limit_bytes) if head.chunked else self._receive_length(length))
+        body = await (self._receive_chunks(limit_bytes, check) if head.chunked else self._receive_length(length, check))
         self._unread = False
         self._deadline = None
         self._look_ahead()
         return body
 
-    async def _receive_length(self, length: int) -> bytearray:
+    async def _receive_length(self, length: int, check: Check | None) -> bytearray:
         buffer = self._buffer
         if len(buffer) <= length:
             body, self._buffer = buffer, bytearray()
@@ -282,6 +289,8 @@ class Connection(Channel):
             del buffer[:length]
             filled = length
         while filled < length:
+            if check is not None:
+                check()
             if filled == len(body):
                 body += bytes(min(length - filled, 3 * filled))
             with memoryview(body) as view, view[filled:] as rest:
@@ -292,9 +301,11 @@ class Connection(Channel):
                 raise MeshError(Code.REQUEST_TIMEOUT)
         return body
 
-    async def _receive_chunks(self, limit_bytes: int) -> bytearray:
+    async def _receive_chunks(self, limit_bytes: int, check: Check | None) -> bytearray:
         decoder, body = ChunkDecoder(limit_bytes), bytearray()
         while not decoder.feed(self._buffer, body):
+            if check is not None:
+                check()
             data = self.pull()
             if data:
                 self._buffer += data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -11,6 +11,8 @@ from mesh.http1.head import Head, Headers
 
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _BODILESS = frozenset({204, 304})
+Check = Callable[[], None]
+"""Asked before a piece of content is taken or sent."""
 _OURS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
 
@@ -32,8 +34,8 @@ class Peer:
 class Line(Protocol):
     """What a request needs of its connection."""
 
-    async def receive_body(self, head: Head, limit_bytes: int) -> bytearray:
-        """Reads the body."""
+    async def receive_body(self, head: Head, limit_bytes: int, check: Check | None) -> bytearray:
+        """Reads the body, and asks `check` before each piece."""
         ...
 
     def stays(self) -> bool:
@@ -42,6 +44,10 @@ class Line(Protocol):
 
     def close_after(self) -> None:
         """No other request follows."""
+        ...
+
+    def cut_off(self) -> None:
+        """Ends the connection with a reset."""
         ...
 
     async def answer(self, data: bytes, body: bytes = b"") -> None:
@@ -96,8 +102,10 @@ class Request:
         """One header's value by its lower-case name; values of a repeated one are joined with commas."""
         return self._fields.get(name)
 
-    async def body(self, limit_bytes: int) -> bytearray:
+    async def body(self, limit_bytes: int, check: Check | None = None) -> bytearray:
         """Reads the whole body, once. Empty if there is none. Sends `100 Continue` if the client waits for it.
+
+        `check` is asked before each piece is taken; what it raises ends the reading.
 
         Raises:
             MeshError: REQUEST_TOO_LARGE (at once, where the length was announced), REQUEST_TIMEOUT if the client pauses
@@ -106,11 +114,15 @@ class Request:
         if self._received:
             raise RuntimeError("a body is read once")
         self._received = True
-        return await self._line.receive_body(self._head, limit_bytes)
+        return await self._line.receive_body(self._head, limit_bytes, check)
 
     def last(self) -> None:
         """Makes the answer the connection's last one; called before it begins."""
         self._line.close_after()
+
+    def cut_off(self) -> None:
+        """Breaks an answer off, and resets the connection: what was written and not sent is thrown away."""
+        self._line.cut_off()
 
     async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Answers in one piece. Framing headers are added here and are not to be passed.
