@@ -69,6 +69,7 @@ class Member:
     """A gateway process that was granted authority.
 
     Attributes:
+        region: Where its grant stands: only that region's gateways and admin can have put it.
         mod_revision: When its grant was last put, as a revision of the store.
         gateway: What it says it is; empty where that cannot be read.
     """
@@ -79,14 +80,24 @@ class Member:
 
 
 def members_of(items: Iterable[KeyValue]) -> dict[MemberId, Member]:
-    """The members in a read of `layout.GRANTS`, or of more."""
+    """The members in a read of `layout.GRANTS`, or of more.
+
+    An id is one member's, unless somebody takes another region's for its own: that one must not hide the other, and is
+    listed with its region before it.
+    """
     found: dict[MemberId, Member] = {}
     for item in items:
         at = layout.parse_member(item.key)
         if isinstance(at, layout.GrantKey):
             grant = decode_grant(item.value)
-            found[at.member] = Member(at.region, item.mod_revision, grant.gateway if grant else "")
+            member = at.member if at.member not in found else MemberId(f"{at.region}/{at.member}")
+            found[member] = Member(at.region, item.mod_revision, grant.gateway if grant else "")
     return found
+
+
+def grant_of(member: MemberId, seen: Member) -> layout.GrantKey:
+    """Which grant a member of `members_of` is."""
+    return layout.GrantKey(seen.region, MemberId(member.rpartition("/")[2]))
 
 
 def encode_grant(grant: Grant) -> bytes:

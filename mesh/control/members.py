@@ -1,0 +1,165 @@
+"""Who the members are, since when each has been silent, and what each says it has applied, as one admin has seen it.
+
+Silence is told by the store's own revisions: a grant that stands as it was first seen W ago was not renewed since, and
+whoever put it has surely lost what it gave. An admin that has just started has seen nothing, so nobody is silent to it.
+
+Acknowledgements are followed by a watch, as hints: they tell a waiting admin when it is worth asking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+
+from mesh.control import layout
+from mesh.control.memberships import Ack, Member, decode_ack, grant_of, members_of
+from mesh.control.store import (
+    CompactedError,
+    Range,
+    Store,
+    StoreError,
+    StoreUnavailableError,
+    WatchBatch,
+    WatchDown,
+    WatchUp,
+)
+from mesh.ports import Clock, Instant, TaskFactory
+from mesh.telemetry.log import Log
+from mesh.types import MemberId
+
+_PERIOD_S = 1.0
+_TIMEOUT_S = 1.0
+_READ_TIMEOUT_S = 5.0
+_FIRST_BACKOFF_S = 0.1
+_MAX_BACKOFF_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class SeenAck:
+    """An acknowledgement, when it was put and when it was seen; `ack` is None if it says nothing."""
+
+    mod_revision: int
+    ack: Ack | None
+    seen: Instant
+
+
+class Members:
+    """What an admin has seen of all members. `run` keeps it current."""
+
+    def __init__(self, store: Store, clock: Clock, tasks: TaskFactory, log: Log | None = None) -> None:
+        self._store = store
+        self._clock = clock
+        self._tasks = tasks
+        self._log = log
+        self._failing = False
+        self._revision = 0
+        self._grants: dict[layout.GrantKey, tuple[int, Instant]] = {}
+        self._acks: dict[layout.AckKey, SeenAck] = {}
+        self._waiting: set[asyncio.Event] = set()
+
+    async def run(self) -> None:
+        """Reads the grants once a second and follows the acknowledgements, for ever."""
+        async with self._tasks() as tasks:
+            tasks.spawn(self._poll(), "member-poll")
+            tasks.spawn(self._follow(), "ack-watch")
+
+    def observe(self, members: Mapping[MemberId, Member], revision: int, received: Instant) -> None:
+        """Takes in a read of all grants.
+
+        Args:
+            members: All of them.
+            revision: The store's, in that answer.
+            received: When the answer was here: a grant was put before that, never after.
+        """
+        if revision < self._revision:
+            return  # overtaken on its way; a store that went back is noticed by those who ask
+        self._revision = revision
+        here = {grant_of(member, seen): seen.mod_revision for member, seen in members.items()}
+        for grant, mod_revision in here.items():
+            known = self._grants.get(grant)
+            if known is None or known[0] != mod_revision:
+                self._grants[grant] = (mod_revision, received)
+        for gone in self._grants.keys() - here.keys():
+            del self._grants[gone]
+
+    def silent_for(self, grant: layout.GrantKey, mod_revision: int, now: Instant) -> float:
+        """For how many seconds at least a grant that was put then has surely stood; 0 if it was not seen."""
+        known = self._grants.get(grant)
+        return now.least_since(known[1]) if known is not None and known[0] == mod_revision else 0.0
+
+    def ack(self, at: layout.AckKey) -> SeenAck | None:
+        """The newest acknowledgement that was heard of: a hint."""
+        return self._acks.get(at)
+
+    @contextmanager
+    def hints(self) -> Generator[asyncio.Event]:
+        """An event that is set whenever an acknowledgement was heard of."""
+        event = asyncio.Event()
+        self._waiting.add(event)
+        try:
+            yield event
+        finally:
+            self._waiting.discard(event)
+
+    async def _poll(self) -> None:
+        while True:
+            began_s = self._clock.now_s()
+            try:
+                answer = await self._store.range(Range(*layout.GRANTS), timeout_s=_TIMEOUT_S)
+            except StoreError as error:
+                self._note(error)
+            else:
+                self._failing = False
+                if answer.revision < self._revision:
+                    # Polls follow each other: this is an older store, and what was seen of the other says nothing here.
+                    self._revision = 0
+                    self._grants.clear()
+                self.observe(members_of(answer.items), answer.revision, self._clock.instant())
+            await self._clock.sleep(max(0.0, _PERIOD_S - (self._clock.now_s() - began_s)))
+
+    async def _follow(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            try:
+                answer = await self._store.range(Range(*layout.ACKS), timeout_s=_READ_TIMEOUT_S)
+                self._acks.clear()
+                for item in answer.items:
+                    self._hear(item.key, item.mod_revision, item.value)
+                self._ring()
+                async with aclosing(self._store.watch(*layout.ACKS, answer.revision + 1)) as watch:
+                    async for news in watch:
+                        match news:
+                            case WatchBatch(events):
+                                backoff_s = _FIRST_BACKOFF_S
+                                for event in events:
+                                    self._hear(event.key, event.mod_revision, event.value)
+                                self._ring()
+                            case WatchUp() | WatchDown():
+                                pass
+            except CompactedError:
+                pass  # read them all again
+            except StoreError as error:
+                self._note(error)
+            await self._clock.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    def _hear(self, key: str, mod_revision: int, value: bytes | None) -> None:
+        at = layout.parse_member(key)
+        if not isinstance(at, layout.AckKey):
+            return
+        if value is None:
+            self._acks.pop(at, None)
+        else:
+            self._acks[at] = SeenAck(mod_revision, decode_ack(value), self._clock.instant())
+
+    def _ring(self) -> None:
+        for event in self._waiting:
+            event.set()
+
+    def _note(self, error: StoreError) -> None:
+        if self._log is not None and not self._failing:
+            reason = error.reason if isinstance(error, StoreUnavailableError) else None
+            self._log.warning("members.unavailable", error=type(error).__name__, grpc_status=reason)
+        self._failing = True
