@@ -57,7 +57,7 @@ class Members:
         self._revision = 0
         self._grants: dict[layout.GrantKey, tuple[int, Instant]] = {}
         self._acks: dict[layout.AckKey, SeenAck] = {}
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: dict[asyncio.Event, None] = {}  # in order: a set would be in the order of addresses
 
     async def run(self) -> None:
         """Reads the grants once a second and follows the acknowledgements, for ever."""
@@ -97,11 +97,11 @@ class Members:
     def hints(self) -> Generator[asyncio.Event]:
         """An event that is set whenever an acknowledgement was heard of."""
         event = asyncio.Event()
-        self._waiting.add(event)
+        self._waiting[event] = None
         try:
             yield event
         finally:
-            self._waiting.discard(event)
+            self._waiting.pop(event, None)
 
     async def _poll(self) -> None:
         while True:
