@@ -115,9 +115,7 @@ class SimStore:
 
         def run(data: Data) -> TxnResult:
             result, events = data.txn(compares, then, otherwise)
-            return self._cluster.apply(
-                result, Commit(self._host.name, self._user.name, kind, compares, then, result, events)
-            )
+            return self._cluster.apply(Commit(self._host.name, self._user.name, kind, compares, then, result, events))
 
         try:
             return await self._ask(kind, run, timeout_s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.hosts import Host
@@ -131,14 +131,14 @@ class Cluster:
             self._last, self._commit, term, self.cluster_id, work, reply, context=self.net.loop.world.context
         )
 
-    def apply(self, result: TxnResult, commit: Commit) -> TxnResult:
+    def apply(self, commit: Commit) -> TxnResult:
         """A transaction has run: tells whoever watches, and the members."""
         for told in self.on_commit:
             told(commit)
         if commit.events:
             for member in self.members:
                 self._replicate(member, self.data.revision)
-        return result
+        return replace(commit.result, cluster=self.cluster_id)
 
     def _commit(self, term: int, cluster_id: int, work: Work, reply: Callable[[object], None]) -> None:
         if term != self.term:

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from sim import check as module
 from sim.check import check
 from sim.history import History
 
-Line = tuple[float, str, dict[str, object]]
+Line = tuple[float, str, Mapping[str, object]]
 
 
 def commit(t: float, revision: int, *permits: str, revoked: str | None = None, epoch: int = 0) -> Line:
@@ -32,12 +33,12 @@ def of(do: str, t: float, place: str = "SG", **more: object) -> Line:
     return t, do, {"tenant": "T", "jurisdiction": place, "request": "r", "key": "k", "host": "a"} | more
 
 
-def admit(t: float, arrived: float, place: str = "SG", **more: object) -> Line:
-    return of("admit", t, place, arrived=arrived, **more)
+def admit(t: float, arrived: float, place: str = "SG", tenant: str = "T", key: str = "k") -> Line:
+    return of("admit", t, place, arrived=arrived, tenant=tenant, key=key)
 
 
-def hold(t: float, name: str = "h", what: str = "slot", **more: object) -> Line:
-    return of("hold", t, hold=name, what=what, **more)
+def hold(t: float, what: str = "slot") -> Line:
+    return of("hold", t, hold="h", what=what)
 
 
 def at(t: float, do: str, **more: object) -> Line:
@@ -118,7 +119,7 @@ BAD: dict[str, tuple[str, list[Line]]] = {
 
 
 def written(lines: list[Line]) -> list[str]:
-    return [json.dumps({"t": t, "host": "world", "do": do} | fields) for t, do, fields in lines]
+    return [json.dumps({"t": t, "host": "world", "do": do, **fields}) for t, do, fields in lines]
 
 
 @pytest.mark.parametrize("name", GOOD)

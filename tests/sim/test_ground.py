@@ -85,6 +85,12 @@ def broken_habits(source: str) -> Iterator[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if (node.value.id, node.attr) in BANNED_CALLS:
                 yield f"{node.value.id}.{node.attr}"
+        elif (
+            isinstance(node, ast.Subscript)
+            and getattr(node.value, "id", "") == "set"
+            and "asyncio." in ast.unparse(node)
+        ):
+            yield "a set in the order of addresses"
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             if node.func.id in ("hash", "id"):
                 yield node.func.id
@@ -108,7 +114,7 @@ def test_simulated_code_has_no_habit_that_breaks_a_replay() -> None:
     [
         "from time import monotonic", "import secrets", "await asyncio.wait(tasks)", "datetime.now(UTC)",
         "for task in asyncio.as_completed(tasks): pass", "order = hash(name)", "sorted(things, key=id)",
-        "async with asyncio.timeout(3): pass", "random.Random()",
+        "async with asyncio.timeout(3): pass", "random.Random()", "waiting: set[asyncio.Event] = set()",
     ],
 )  # fmt: skip
 def test_each_such_habit_is_found(source: str) -> None:

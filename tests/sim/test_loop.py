@@ -7,10 +7,11 @@ import os
 import random
 import secrets
 import socket
+import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_kill_runs_nothing_even_where_it_comes_from_within() -> None:
 
 def test_what_a_burial_runs_is_not_heard() -> None:
     async def program(host: Host) -> None:
-        async def told() -> Any:
+        async def told() -> AsyncGenerator[int]:
             try:
                 while True:
                     await asyncio.sleep(9)
@@ -154,7 +155,7 @@ def test_what_a_clean_end_leaves_behind_is_found() -> None:
         await asyncio.sleep(99)
 
     async def dropped(host: Host) -> None:
-        async def numbers() -> Any:
+        async def numbers() -> AsyncGenerator[int]:
             yield 1
             yield 2
 
@@ -191,7 +192,7 @@ def test_an_error_of_a_program_is_an_error_of_the_episode_unless_it_may_be() -> 
     [
         lambda: time.time(), lambda: time.monotonic(), lambda: time.perf_counter(), lambda: time.sleep(0),
         lambda: time.clock_gettime(time.CLOCK_BOOTTIME), lambda: random.random(), uuid.uuid4, secrets.token_bytes,
-        lambda: os.urandom(1), lambda: os.system("true"), Path("/etc/hostname").read_text, socket.socket,
+        lambda: os.urandom(1), lambda: subprocess.Popen(["true"]), Path("/etc/hostname").read_text, socket.socket,
         threading.Thread(target=print).start, lambda: asyncio.get_running_loop().add_reader(0, print),
         lambda: asyncio.to_thread(print).send(None),
     ],

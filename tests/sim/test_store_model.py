@@ -121,7 +121,12 @@ class Lab:
         links = [self.world.net.link(one, other), self.world.net.link(other, one)]
         for link in links:
             link.worsen(CUT)
-        return lambda: [link.heal(CUT) for link in links] and None
+
+        def mend() -> None:
+            for link in links:
+                link.heal(CUT)
+
+        return mend
 
 
 def test_it_is_a_store_and_its_moments_are_fired() -> None:

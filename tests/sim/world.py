@@ -121,7 +121,8 @@ class World:
             await host.stop()
 
     def _committed(self, commit: Commit) -> None:
-        if commit.kind != "other":
+        """A transaction that compared in vain has committed nothing."""
+        if (commit.events and commit.kind != "other") or commit.kind == "judge":
             self.moments.fire(f"{commit.kind}_committed", commit.host)
 
 
