@@ -7,7 +7,7 @@ models of a region share one process: torch and transformers cost each process 8
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import mesh
 from mesh.embedded.addresses import Addresses
 from mesh.embedded.home import Home, starting, write_private
 from mesh.errors import Code, MeshError
-from mesh.settings import Catalogue, Deployment, Gateway, Region, Settings, load_catalogue, render
+from mesh.settings import Catalogue, Deployment, Gateway, PolicyKey, Region, Settings, load_catalogue, render
 from mesh.types import Endpoint, GatewayId, RegionId
 
 DEFAULT_REGIONS = (RegionId("vn-1"), RegionId("ap-southeast-1"), RegionId("ap-northeast-1"))
@@ -51,11 +51,20 @@ def places(known: Catalogue) -> tuple[RegionId, ...]:
 
 
 def embedded_settings(
-    known: Catalogue, regions: Sequence[RegionId], home: Home, addresses: Addresses, models_dir: Path, accelerator: str
+    known: Catalogue,
+    regions: Sequence[RegionId],
+    home: Home,
+    addresses: Addresses,
+    models_dir: Path,
+    accelerator: str,
+    policy_keys: Mapping[RegionId, tuple[PolicyKey, ...]],
 ) -> Settings:
     """The settings of a mesh on this machine."""
     return Settings(
-        regions={region: _embedded(known.regions[region], addresses, accelerator) for region in regions},
+        regions={
+            region: replace(_embedded(known.regions[region], addresses, accelerator), policy_keys=policy_keys[region])
+            for region in regions
+        },
         models=known.models,
         etcd=(f"https://{addresses.etcd}",),
         pki=home.pki,
@@ -105,6 +114,7 @@ def _embedded(region: Region, addresses: Addresses, accelerator: str) -> Region:
         gateways=(gateway,),
         deployments=(deployment,) if models else (),
         replica_host=here.host,
+        front=None,
         domain=None,
         provider={},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -17,6 +18,7 @@ from mesh.settings.model import (
     Address,
     Catalogue,
     Deployment,
+    Front,
     Gateway,
     Model,
     PolicyKey,
@@ -45,6 +47,7 @@ _DAY_RULE = "a day as 'YYYY-MM-DD', in quotes"
 _HOST_RULE = "a host's name or address"
 _DOMAIN = re.compile(r"(?=.{1,200}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _DOMAIN_RULE = "a DNS name in lower case, without a final dot, such as mesh.example"
+_SOURCE_RULE = "an IP address in its shortest form, such as 10.20.0.2"
 _PORTS = ("http", "grpc", "internal", "peer", "operator")
 
 
@@ -203,6 +206,7 @@ def _region(table: Table, stem: str, models: Mapping[ModelId, Model]) -> Region:
         admin=table.address("admin"),
         gateways=_gateways(table),
         deployments=_deployments(table, accelerator, models),
+        front=_front(table.table("front")) if table.has("front") else None,
         domain=table.text("domain", _DOMAIN, _DOMAIN_RULE) if table.has("domain") else None,
         policy_keys=_policy_keys(table) if table.has("policy_keys") else (),
         replica_host=_replica_host(table),
@@ -210,7 +214,31 @@ def _region(table: Table, stem: str, models: Mapping[ModelId, Model]) -> Region:
     )
     table.close()
     _check_ports(region, table)
+    for i, gateway in enumerate(region.gateways):
+        if (gateway.proxied is None) is not (region.front is None):
+            table.fault(f"gateways[{i}].proxied", "and 'front' need each other; give both or neither")
     return region
+
+
+def _front(table: Table) -> Front:
+    front = Front(
+        http=table.address("http"),
+        grpc=table.address("grpc"),
+        sources=table.texts("sources", _ANY, _SOURCE_RULE),
+        connections=table.integer("connections", 1, 1_000_000),
+    )
+    for i, source in enumerate(front.sources):
+        if not _is_address(source):
+            table.fault(f"sources[{i}]", f"must be {_SOURCE_RULE}")
+    table.close()
+    return front
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return str(ipaddress.ip_address(text)) == text and "%" not in text
+    except ValueError:
+        return False
 
 
 def _gateways(table: Table) -> tuple[Gateway, ...]:
@@ -223,6 +251,7 @@ def _gateways(table: Table) -> tuple[Gateway, ...]:
             internal=entry.address("internal"),
             peer=entry.address("peer"),
             operator=entry.address("operator"),
+            proxied=entry.address("proxied") if entry.has("proxied") else None,
         )
         if gateway.id and any(other.id == gateway.id for other in gateways):
             entry.fault("id", "is another gateway's too; ids are unique in a region")
@@ -293,11 +322,11 @@ def _check_ports(region: Region, table: Table) -> None:
     taken: dict[Address, str] = {region.admin: "admin"}
     for i, gateway in enumerate(region.gateways):
         own: set[Address] = set()
-        for port in _PORTS:
-            address: Address = getattr(gateway, port)
+        for port in (*_PORTS, "proxied"):
+            address: Address | None = getattr(gateway, port)
             here = f"gateways[{i}].{port}"
-            if not address.port:
-                continue  # a fault already
+            if address is None or not address.port:
+                continue  # none is wanted, or a fault already
             if address in own or (address in taken and port != "operator"):
                 table.fault(here, f"is the address of {taken.get(address, 'another port of this gateway')} too")
             own.add(address)
@@ -345,7 +374,7 @@ def _region_out(region: Region) -> dict[str, object]:
         "accelerator": region.accelerator,
         "endpoint": {"http": region.endpoint.http, "grpc": region.endpoint.grpc},
         "admin": str(region.admin),
-        "gateways": [{"id": g.id} | {port: str(getattr(g, port)) for port in _PORTS} for g in region.gateways],
+        "gateways": [_gateway_out(gateway) for gateway in region.gateways],
         "deployments": [
             {
                 "name": d.name,
@@ -357,6 +386,14 @@ def _region_out(region: Region) -> dict[str, object]:
             for d in region.deployments
         ],
     }
+    if region.front is not None:
+        front = region.front
+        out["front"] = {
+            "http": str(front.http),
+            "grpc": str(front.grpc),
+            "sources": list(front.sources),
+            "connections": front.connections,
+        }
     if region.domain is not None:
         out["domain"] = region.domain
     if region.policy_keys:
@@ -366,6 +403,11 @@ def _region_out(region: Region) -> dict[str, object]:
     if region.provider:
         out["provider"] = dict(region.provider)
     return out
+
+
+def _gateway_out(gateway: Gateway) -> dict[str, str]:
+    out = {"id": str(gateway.id)} | {port: str(getattr(gateway, port)) for port in _PORTS}
+    return out if gateway.proxied is None else out | {"proxied": str(gateway.proxied)}
 
 
 def _model_out(model: Model) -> dict[str, object]:

@@ -36,6 +36,7 @@ class Gateway:
         internal: `Fleet`, `Border` and `Inspect`, gRPC over mTLS.
         peer: parcels from other regions' gateways, HTTP/1.1 over mTLS.
         operator: health and metrics; clear text on loopback, else mTLS.
+        proxied: the OpenAI door once more, for the region's front only; None where there is none.
     """
 
     id: GatewayId
@@ -44,6 +45,24 @@ class Gateway:
     internal: Address
     peer: Address
     operator: Address
+    proxied: Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """A region's front: a TCP proxy without a key, which passes on what asks for this region and closes the rest.
+
+    Attributes:
+        http: Where it takes connections for the OpenAI door.
+        grpc: The same for the gRPC door.
+        sources: The IP addresses from which it connects to gateways.
+        connections: The most that one client address may have open at once, over both doors.
+    """
+
+    http: Address
+    grpc: Address
+    sources: tuple[str, ...]
+    connections: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +119,7 @@ class Region:
         accelerator: `cpu` or `cuda`.
         endpoint: The doors as clients reach them.
         policy_keys: What signs its tenants' policy; without one it is no tenant's home.
+        front: What stands before the gateways, or None where clients reach them directly.
         domain: Under which the region's tenants have names of their own, or None; see `mesh.policy.hostnames`.
         replica_host: The address on which the region's replicas open their ports; None where Ray's node address is it.
         provider: What fills the cluster launcher's template, as in `cluster.yaml`.
@@ -114,6 +134,7 @@ class Region:
     gateways: tuple[Gateway, ...]
     deployments: tuple[Deployment, ...]
     policy_keys: tuple[PolicyKey, ...] = ()
+    front: Front | None = None
     domain: str | None = None
     replica_host: str | None = None
     provider: Mapping[str, object] = field(default_factory=dict)

@@ -98,6 +98,36 @@ def test_no_name_of_a_door_is_another_regions(tmp_path: Path, change: tuple[str,
     assert fault in found
 
 
+FRONT = """\
+front: {http: "0.0.0.0:443", grpc: "0.0.0.0:8444", sources: [10.20.0.2, "fd00::2"], connections: 200}
+"""
+PROXIED = REGION.replace('operator: "127.1.1.1:9090"', 'operator: "127.1.1.1:9090", proxied: "127.1.1.1:8453"')
+
+
+def test_a_region_may_have_a_front(tmp_path: Path) -> None:
+    region = load(write(tmp_path, **{"vn-1": PROXIED + FRONT})).regions["vn-1"]
+    assert region.front is not None
+    assert (str(region.front.http), region.front.sources) == ("0.0.0.0:443", ("10.20.0.2", "fd00::2"))
+    assert str(region.gateways[0].proxied) == "127.1.1.1:8453"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (PROXIED, "gateways[0].proxied: and 'front' need each other"),
+        (REGION + FRONT, "gateways[0].proxied: and 'front' need each other"),
+        (PROXIED.replace(":8453", ":8443") + FRONT, "gateways[0].proxied: is the address of"),
+        (PROXIED + FRONT.replace("10.20.0.2", "front.mesh.example"), "front.sources[0]: must be an IP address"),
+        (PROXIED + FRONT.replace("10.20.0.2", "10.20.0.0/24"), "front.sources[0]: must be an IP address"),
+        (PROXIED + FRONT.replace("fd00::2", "FD00::2"), "front.sources[1]: must be an IP address"),
+        (PROXIED + FRONT.replace("200", "0"), "front.connections: must be a whole number"),
+    ],
+)
+def test_a_front_that_cannot_be(tmp_path: Path, text: str, fault: str) -> None:
+    (found,) = faults(write(tmp_path, **{"vn-1": text}))
+    assert fault in found
+
+
 REGION_FAULTS = [
     ("id: vn-1", "id: vn-2", "id: must be the file's name without .yaml"),
     ("id: vn-1", "id: VN_1", "id: must be 1 to 32 of"),

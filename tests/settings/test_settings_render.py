@@ -13,6 +13,7 @@ from mesh.settings import (
     JURISDICTIONS,
     Address,
     Deployment,
+    Front,
     Gateway,
     Model,
     PolicyKey,
@@ -56,7 +57,15 @@ def policy_keys(draw: st.DrawFn, region: str) -> PolicyKey:
 def regions(draw: st.DrawFn, id_: str, known: list[ModelId]) -> Region:
     jurisdiction, host = draw(st.sampled_from(sorted(JURISDICTIONS))), draw(hosts)
     accelerator = draw(st.sampled_from(["cpu", "cuda"]))
-    ports = iter(draw(st.lists(st.integers(1, 65535), min_size=16, max_size=16, unique=True)))
+    ports = iter(draw(st.lists(st.integers(1, 65535), min_size=21, max_size=21, unique=True)))
+    fronts = st.builds(
+        Front,
+        http=st.just(Address(host, next(ports))),
+        grpc=st.just(Address(host, next(ports))),
+        sources=st.lists(st.sampled_from(["127.0.0.1", "::1", "10.20.0.2"]), min_size=1, unique=True).map(tuple),
+        connections=st.integers(1, 10_000),
+    )
+    front = draw(st.none() | fronts)
     deployments = st.builds(
         Deployment,
         name=ids,
@@ -81,10 +90,12 @@ def regions(draw: st.DrawFn, id_: str, known: list[ModelId]) -> Region:
             Gateway(
                 id=GatewayId(gateway),
                 **{port: Address(host, next(ports)) for port in ("http", "grpc", "internal", "peer", "operator")},
+                proxied=None if front is None else Address(host, next(ports)),
             )
             for gateway in draw(st.lists(ids, min_size=1, max_size=3, unique=True))
         ),
         deployments=tuple(draw(st.lists(deployments, max_size=3, unique_by=lambda d: d.name))) if known else (),
+        front=front,
         domain=draw(st.none() | st.sampled_from(["mesh.example", "local", "a-1.b"])),
         policy_keys=tuple(
             draw(st.lists(policy_keys(id_), max_size=3, unique_by=(lambda key: key.id, lambda key: key.public)))
