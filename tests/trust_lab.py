@@ -1,9 +1,20 @@
-"""Homes that a test trusts."""
+"""Homes that a test trusts, their keys, and a journal."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from datetime import date
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mesh.control.changes import Changes
 from mesh.control.records import HomeTrust, Trust
-from mesh.types import Jurisdiction, RegionId
+from mesh.control.signing import Signer
+from mesh.control.store import Store
+from mesh.ports import Clock, Entropy
+from mesh.runtime import SystemEntropy
+from mesh.settings import PolicyKey
+from mesh.types import Jurisdiction, RegionId, Revision
 
 HOMES = {
     RegionId("vn-1"): Jurisdiction("VN"),
@@ -13,11 +24,59 @@ HOMES = {
 }
 
 
+def signer_of(home: RegionId, key_id: str = "k1") -> Signer:
+    """A home's private key: always the same one."""
+    return Signer(_private(home, key_id), key_id)
+
+
+def policy_key_of(
+    home: RegionId, key_id: str = "k1", valid_from: date | None = None, valid_until: date | None = None
+) -> PolicyKey:
+    """What a region file says of that key."""
+    public = _private(home, key_id).public_key().public_bytes_raw()
+    return PolicyKey(id=key_id, public=public, valid_from=valid_from, valid_until=valid_until)
+
+
 def trust_in(epoch: int = 1, cap_s: float = 86_400, now_s: float = 1_790_000_000) -> Trust:
     """Trust in these homes."""
     return Trust(
-        homes={home: HomeTrust(jurisdiction=place, keys=()) for home, place in HOMES.items()},
+        homes={home: HomeTrust(jurisdiction=place, keys=(policy_key_of(home),)) for home, place in HOMES.items()},
         epoch=epoch,
         cap_s=cap_s,
         now=lambda: now_s,
     )
+
+
+@dataclass
+class Notebook:
+    """A journal in memory."""
+
+    rows: dict[int, tuple[str, bytes, int, Revision]] = field(default_factory=dict)
+    count: int = 0
+
+    async def signed(self, key: str, value: bytes, epoch: int, revision: Revision) -> int:
+        self.count += 1
+        self.rows[self.count] = (key, value, epoch, revision)
+        return self.count
+
+    async def unmade(self, number: int) -> None:
+        del self.rows[number]
+
+
+def changes_in(
+    store: Store, home: RegionId, clock: Clock, entropy: Entropy | None = None, journal: Notebook | None = None
+) -> Changes:
+    """A home's admin."""
+    return Changes(
+        store,
+        home,
+        clock,
+        entropy or SystemEntropy(),
+        signer=signer_of(home),
+        trust=trust_in(),
+        journal=journal if journal is not None else Notebook(),
+    )
+
+
+def _private(home: RegionId, key_id: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(f"{home} {key_id}".encode().ljust(32, b"."))

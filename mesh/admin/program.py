@@ -14,6 +14,7 @@ from mesh.control.etcd import open_store
 from mesh.control.hashing import key_hasher
 from mesh.control.ops import sweep
 from mesh.control.records import trust_of
+from mesh.control.signing import Signer
 from mesh.control.store import Store, StoreError
 from mesh.ledger import open_ledger
 from mesh.ports import Clock, Entropy, TaskFactory
@@ -78,7 +79,16 @@ class AdminProgram:
                 tenants=Tenants(
                     here=here,
                     ledger=ledger,
-                    changes=Changes(store, region.id, clock, self._entropy, trust=trust_of(settings, clock)),
+                    changes=Changes(
+                        store,
+                        region.id,
+                        clock,
+                        self._entropy,
+                        # A region without one can have no tenants; all else works.
+                        signer=Signer.load(pki, region) if region.policy_keys else None,
+                        trust=trust_of(settings, clock),
+                        journal=ledger,
+                    ),
                     hasher=hasher,
                     mac_secret=tls.read_mesh_secret(pki),
                     clock=clock,

@@ -2,18 +2,21 @@
 
 Every change puts its record and its shard's head in one transaction, and the head's etcd version rises by exactly one.
 An event is applied only if its head follows exactly the head that was applied before (version and mod_revision).
-Anything else is a gap, and the shard is read again. The protocol: docs/architecture.md, "Policy".
+Anything else is a gap, and the shard is read again. What its home has not signed, or is older than what was seen, does
+not count: its tenant is refused, and that is counted and logged. A store whose history is not the one that was read any
+more (restored, begun anew) is told to the listener and read anew. The protocol: docs/architecture.md, "Policy".
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from itertools import groupby
-from typing import LiteralString
+from typing import LiteralString, Protocol
 
 from mesh.control import layout
-from mesh.control.records import RecordError, Trust, decode_key, decode_tenant
+from mesh.control.records import Fault, RecordError, Trust, decode_key, decode_tenant
 from mesh.control.store import (
     CompactedError,
     Event,
@@ -27,17 +30,33 @@ from mesh.control.store import (
     WatchUp,
     prefix_end,
 )
-from mesh.policy.bundle import PolicyBook, TenantKey
+from mesh.policy.bundle import PolicyBook, TenantKey, TenantPolicy
 from mesh.policy.shards import Shard, shard_of
 from mesh.ports import Clock
 from mesh.telemetry.log import Log
-from mesh.types import KeyId, TenantId
+from mesh.types import KeyId, Revision, TenantId
 
 PAGE = 500
 """Records read at once: an answer stays far below the transport's limit."""
 _READ_TIMEOUT_S = 5.0
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
+
+
+class FeedListener(Protocol):
+    """Is told how far the book is."""
+
+    def applied(self, shard: Shard, number: int) -> None:
+        """The book holds all changes of a shard up to this number."""
+        ...
+
+    def went_back(self) -> None:
+        """The store's history is not the one that was read: nothing that was granted or applied counts."""
+        ...
+
+
+class _WentBackError(Exception):
+    """The store's history is another one; the listener has been told."""
 
 
 class PolicyFeed:
@@ -47,22 +66,34 @@ class PolicyFeed:
         live: Whether a member is telling of changes now. No evidence of freshness.
         applied: The store's revision up to which the book is complete.
         gaps: Shards that were read again.
-        invalid: Records that did not count.
+        invalid: Records that did not count, by why.
+        backs: How often the store's history was another one than what had been read.
     """
 
-    def __init__(self, store: Store, book: PolicyBook, clock: Clock, trust: Trust, log: Log | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        book: PolicyBook,
+        clock: Clock,
+        trust: Trust,
+        log: Log | None = None,
+        listener: FeedListener | None = None,
+    ) -> None:
         self.live = False
         self.applied = 0
         self.gaps = 0
-        self.invalid = 0
+        self.invalid: Counter[Fault] = Counter()
+        self.backs = 0
         self._store = store
         self._book = book
         self._clock = clock
         self._trust = trust
         self._log = log
+        self._listener = listener
         self._heads: dict[Shard, KeyValue] = {}
         self._fetched: dict[Shard, int] = {}
         self._known: dict[Shard, _Held] = {}
+        self._newest: dict[TenantId, Revision] = {}
 
     async def run(self) -> None:
         """Loads and follows, for ever: a store that cannot be read is tried again."""
@@ -72,6 +103,8 @@ class PolicyFeed:
                 await self._load()
                 backoff_s = _FIRST_BACKOFF_S
                 await self._follow()
+            except _WentBackError:
+                pass
             except CompactedError:
                 # What was forgotten can only be had by reading it all.
                 self._note("policy.compacted")
@@ -93,6 +126,8 @@ class PolicyFeed:
                 at = layout.parse(item.key)
                 if isinstance(at, layout.HeadKey):
                     heads[at.shard] = item
+        if await self._is_other_history(pinned, self._heads, heads):
+            self._note_back(pinned)
         async for _, items in self._pages(*layout.POLICIES, pinned):
             self._apply(items, seen)
         self._drop_all_but(seen.values())
@@ -104,6 +139,8 @@ class PolicyFeed:
             self._book.loaded = True
         if self._log is not None:
             self._log.info("policy.loaded", revision=pinned)
+        for shard, head in heads.items():
+            self._tell(shard, head.version)
 
     async def _follow(self) -> None:
         """Applies changes as they come, until the watch cannot go on."""
@@ -111,9 +148,7 @@ class PolicyFeed:
             async for news in watch:
                 match news:
                     case WatchUp():
-                        if await self._went_back():
-                            self._note("policy.store_went_back", revision=self.applied)
-                            return
+                        await self._check_history()
                         self.live = True
                     case WatchDown(reason):
                         self.live = False
@@ -122,13 +157,60 @@ class PolicyFeed:
                         for revision, group in groupby(events, key=lambda event: event.mod_revision):
                             await self._change(revision, list(group))
 
-    async def _went_back(self) -> bool:
-        """Whether the store is now older than what was read from it: restored, or begun anew.
+    async def _check_history(self) -> None:
+        """Raises if the store's history is not the one that was read.
 
-        A watch from a revision that it has not reached again would tell of nothing until then.
+        A watch from a revision that a restored store has not reached again would tell of nothing until then; and where
+        it has got further already, of a history that does not belong to what is known.
         """
-        answer = await self._store.range(Range(layout.HEADS[0]), timeout_s=_READ_TIMEOUT_S)
-        return answer.revision < self.applied
+        answer = await self._store.range(Range(*layout.HEADS), timeout_s=_READ_TIMEOUT_S)
+        now = {at.shard: item for item in answer.items if isinstance(at := layout.parse(item.key), layout.HeadKey)}
+        if await self._is_other_history(answer.revision, self._heads, now):
+            self._note_back(answer.revision)
+            raise _WentBackError
+
+    async def _is_other_history(
+        self, revision: int, known: Mapping[Shard, KeyValue], now: Mapping[Shard, KeyValue]
+    ) -> bool:
+        """Whether heads as read linearizably at a revision cannot have come from those that were applied before."""
+        if revision < self.applied:
+            return True
+        moved: list[KeyValue] = []
+        for shard, head in known.items():
+            found = now.get(shard)
+            if found is None or found.version < head.version or found.mod_revision < head.mod_revision:
+                return True
+            if (found.version == head.version) != (found.mod_revision == head.mod_revision):
+                return True
+            if found.version > head.version:
+                moved.append(head)
+        if not moved:
+            return False
+        # A store that was restored and has got further since: what was applied never stood in its history.
+        then = [Range(head.key, revision=head.mod_revision) for head in moved]
+        try:
+            answer = await self._store.txn((), then, timeout_s=_READ_TIMEOUT_S)
+        except CompactedError:
+            return False  # so far back nobody can tell any more
+        stood = [result.items[0] if result.items else None for result in answer.ranges]
+        return any(
+            item is None or (item.version, item.mod_revision) != (head.version, head.mod_revision)
+            for item, head in zip(stood, moved, strict=True)
+        )
+
+    def _note_back(self, revision: int) -> None:
+        self.backs += 1
+        if self._log is not None:
+            self._log.error("policy.store_went_back", revision=revision, applied=self.applied)
+        self._heads = {}
+        self._fetched = {}
+        self.applied = 0
+        if self._listener is not None:
+            self._listener.went_back()
+
+    def _tell(self, shard: Shard, number: int) -> None:
+        if self._listener is not None:
+            self._listener.applied(shard, number)
 
     async def _change(self, revision: int, events: list[Event]) -> None:
         """Applies all events of one revision, or reads the shards anew that they do not follow on."""
@@ -146,6 +228,7 @@ class PolicyFeed:
             else:
                 self._apply((_as_item(event) for event in changes), self._known)
                 self._heads[shard] = head
+                self._tell(shard, head.version)
         self.applied = max(self.applied, revision)
 
     def _successor(self, shard: Shard, changes: list[Event]) -> KeyValue | None:
@@ -170,6 +253,11 @@ class PolicyFeed:
     async def _refetch(self, shard: Shard) -> None:
         """Reads one shard as of one revision; its events up to there do not count any more."""
         answer = await self._store.range(Range(layout.head_key(shard)), timeout_s=_READ_TIMEOUT_S)
+        known = {shard: self._heads[shard]} if shard in self._heads else {}
+        now = dict(zip((shard,), answer.items, strict=False))
+        if await self._is_other_history(answer.revision, known, now):
+            self._note_back(answer.revision)
+            raise _WentBackError
         prefix, seen = layout.shard_prefix(shard), dict[Shard, _Held]()
         async for _, items in self._pages(prefix, prefix_end(prefix), answer.revision):
             self._apply(items, seen)
@@ -179,6 +267,7 @@ class PolicyFeed:
         self._fetched[shard] = answer.revision
         if answer.items:
             self._heads[shard] = answer.items[0]
+            self._tell(shard, answer.items[0].version)
         else:
             self._heads.pop(shard, None)
 
@@ -204,7 +293,7 @@ class PolicyFeed:
             try:
                 match at:
                     case layout.PolicyKey():
-                        self._book.put_tenant(decode_tenant(at, item.value, self._trust).policy)
+                        self._put_tenant(decode_tenant(at, item.value, self._trust).policy)
                         seen.setdefault(at.shard, _Held()).tenants.add(at.tenant)
                     case layout.KeyKey():
                         self._book.put_key(self._own_key(at, item.value))
@@ -213,18 +302,27 @@ class PolicyFeed:
                         pass
             except RecordError as error:
                 # No valid record: absent, that is, refused.
-                self.invalid += 1
-                self._note("policy.invalid_record", error=type(error).__name__, revision=item.mod_revision)
+                self.invalid[error.fault] += 1
+                self._note_invalid(at, error.fault, item.mod_revision)
                 self._refuse(at)
+
+    def _put_tenant(self, policy: TenantPolicy) -> None:
+        """A tenant's policy. An older one than was seen never counts: somebody put it back, or the store went back."""
+        if policy.revision < self._newest.get(policy.tenant, 0):
+            raise RecordError(Fault.OLDER)
+        self._newest[policy.tenant] = policy.revision
+        self._book.put_tenant(policy)
 
     def _own_key(self, at: layout.KeyKey, value: bytes) -> TenantKey:
         """A key's record. It counts only under the home of its tenant, and never in the place of another's key."""
-        key, tenant = decode_key(at, value).key, self._book.tenant(at.tenant)
+        key, tenant = decode_key(at, value, self._trust).key, self._book.tenant(at.tenant)
         if tenant is None or tenant.home != at.shard.home:
-            raise RecordError("tenant")
+            raise RecordError(Fault.TENANT)
         known = self._book.key(at.key_id)
         if known is not None and known.tenant != at.tenant:
-            raise RecordError("key_id")
+            raise RecordError(Fault.PLACE)
+        if known is not None and known.revoked and not key.revoked:
+            raise RecordError(Fault.OLDER)
         return key
 
     def _refuse(self, at: layout.HeadKey | layout.PolicyKey | layout.KeyKey | None) -> None:
@@ -255,6 +353,14 @@ class PolicyFeed:
             self._book.drop_tenant(tenant)
         for key_id in known.keys - held.keys:
             self._book.drop_key(key_id)
+
+    def _note_invalid(
+        self, at: layout.HeadKey | layout.PolicyKey | layout.KeyKey | None, fault: Fault, revision: int
+    ) -> None:
+        """An alarm: in a store that only admins write, each record that does not count is a fault or an attack."""
+        if self._log is not None and isinstance(at, layout.PolicyKey | layout.KeyKey):
+            home, tenant = at.shard.home, at.tenant
+            self._log.error("policy.invalid_record", fault=fault, home=home, tenant=tenant, revision=revision)
 
     def _note(self, event: LiteralString, **fields: str | float | bool | None) -> None:
         if self._log is not None:

@@ -7,10 +7,13 @@ import uuid
 
 from mesh.control import layout
 from mesh.control.store import Delete, Range, Store, prefix_end
+from mesh.errors import Code, MeshError
 from mesh.ports import Clock, Entropy
 from mesh.types import RegionId
 
 KEPT_S = 7 * 86_400
+_TAKEN_S = 6 * 86_400
+_AHEAD_S = 3_600.0
 _BATCH = 100
 _TIMEOUT_S = 5.0
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -28,6 +31,18 @@ def made_at_s(op_key: str) -> float | None:
     """When an op key's id was drawn, in seconds since 1970; None if it is not of our making."""
     op_id = op_key.rpartition("/")[2]
     return (uuid.UUID(op_id).int >> 80) / 1000 if _UUID7.fullmatch(op_id) else None
+
+
+def checked_op_id(op_id: str, now_s: float) -> str:
+    """A caller's op id, if its mark surely still stands where it was used before.
+
+    Raises:
+        MeshError: `invalid_parameter`, `op_id`: it is older than six days, or no UUIDv7 of our time.
+    """
+    made_s = made_at_s(op_id)
+    if made_s is None or not now_s - _TAKEN_S <= made_s <= now_s + _AHEAD_S:
+        raise MeshError(Code.INVALID_PARAMETER, param="op_id", hint="It is a UUIDv7 of the last six days.")
+    return op_id
 
 
 async def sweep(store: Store, home: RegionId, now_s: float) -> int:

@@ -1,7 +1,7 @@
 """What stands in the control store, to and from bytes. A record that is not right in every part is no record.
 
-Signatures come with the guarantee behind a pin; until then the store's access rights by home are what a record's
-origin rests on, and the tenant's id, which commits to the region where the tenant began.
+A tenant's record and those of its keys are signed by its home; what they are held against comes from the region files,
+never from the store. The tenant's id commits to the region where the tenant began.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
 from mesh.control import layout
-from mesh.policy.bundle import TenantKey, TenantPolicy
+from mesh.control.signing import Signer, fields, listed, verify
+from mesh.policy.bundle import Spans, TenantKey, TenantPolicy
 from mesh.policy.shards import shard_of
+from mesh.policy.shrink import Right, Shrink
 from mesh.ports import Clock
 from mesh.settings import PolicyKey, Settings
 from mesh.types import Jurisdiction, KeyId, RegionId, Revision, TenantId, TenantState, Transfer
@@ -34,12 +37,26 @@ _STATE_OF = {wire: state for state, wire in _STATES.items()}
 _TRANSFER_OF = {wire: transfer for transfer, wire in _TRANSFERS.items()}
 
 
-class RecordError(Exception):
-    """A value of the store that is not a record. `field` is the first one at fault, in our own words."""
+class Fault(StrEnum):
+    """Why a record is none."""
 
-    def __init__(self, field: str) -> None:
-        super().__init__(field)
-        self.field = field
+    ENCODING = "encoding"
+    PLACE = "place"
+    TENANT = "tenant"
+    HOME = "home"
+    SIGNATURE = "signature"
+    EPOCH = "epoch"
+    VALUE = "value"
+    CAP = "cap"
+    OLDER = "older"
+
+
+class RecordError(Exception):
+    """A value of the store that does not count."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.value)
+        self.fault = fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +65,10 @@ class HomeTrust:
 
     jurisdiction: Jurisdiction
     keys: tuple[PolicyKey, ...]
+
+    def verifies(self, signed_by: str, signature: bytes, payload: bytes, at_s: float) -> bool:
+        """Whether one of the home's keys, valid at a time (seconds since 1970), signed this."""
+        return verify(self.keys, signed_by, signature, payload, at_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +111,14 @@ class TenantRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
-    """A key, the policy revisions that its making and its last change made, and when (seconds since 1970, UTC)."""
+    """A key, the policy revisions that its making and its last change made, and when (seconds since 1970, UTC).
+
+    `moves` is how often the tenant's home had changed.
+    """
 
     key: TenantKey
     home: RegionId
+    moves: int = 0
     created_revision: Revision
     revision: Revision
     created_s: int
@@ -116,10 +141,10 @@ def is_tenant_id(text: str) -> bool:
     return _TENANT.fullmatch(text) is not None
 
 
-def encode_tenant(record: TenantRecord) -> bytes:
-    """The record as bytes."""
+def encode_tenant(record: TenantRecord, signer: Signer, epoch: int) -> bytes:
+    """The record as bytes, signed by its home."""
     policy = record.policy
-    return pb.PolicyRecord(
+    wire = pb.PolicyRecord(
         tenant=policy.tenant,
         genesis=record.genesis,
         nonce=record.nonce,
@@ -128,48 +153,71 @@ def encode_tenant(record: TenantRecord) -> bytes:
         state=_STATES[policy.state],
         allowed=sorted(policy.allowed),
         transfer=_TRANSFERS[policy.transfer],
-    ).SerializeToString(deterministic=True)
+        moves=policy.moves,
+        shard=policy.shard.index,
+        authority_home_ms=_ms(policy.authority.home_s),
+        authority_foreign_ms=_ms(policy.authority.foreign_s),
+        authority_before=[pb.Span(jurisdiction=at, ms=_ms(s)) for at, s in sorted(policy.authority_before.items())],
+        out_since=[pb.Out(jurisdiction=at, revision=since) for at, since in sorted(policy.out_since.items())],
+        drain_ms=_ms(policy.drain_s),
+        epoch=epoch,
+        signed_by=signer.key_id,
+    )
+    wire.signature = signer.sign(_signed_policy(wire))
+    return wire.SerializeToString(deterministic=True)
 
 
 def decode_tenant(at: layout.PolicyKey, value: bytes, trust: Trust) -> TenantRecord:
     """The record that stands at a key.
 
     Raises:
-        RecordError: It is not one, or belongs elsewhere.
+        RecordError: It is not one, or belongs elsewhere, or its home did not sign it for this epoch.
     """
     wire = _parse(pb.PolicyRecord, value)
     home, tenant = RegionId(wire.home), TenantId(wire.tenant)
-    state, transfer = _STATE_OF.get(wire.state), _TRANSFER_OF.get(wire.transfer)
-    allowed = tuple(wire.allowed)
     if (home, tenant) != (at.shard.home, at.tenant) or shard_of(home, tenant) != at.shard:
-        raise RecordError("place")
+        raise RecordError(Fault.PLACE)
+    if wire.shard != at.shard.index:
+        raise RecordError(Fault.PLACE)
     if len(wire.nonce) != NONCE_BYTES or tenant_id(RegionId(wire.genesis), wire.nonce) != tenant:
-        raise RecordError("tenant")
-    if wire.genesis != home:
+        raise RecordError(Fault.TENANT)
+    if wire.genesis != home or wire.moves:
         # Nothing moves yet, so a record under another home is a takeover: it could widen a pin that is not its to set.
-        raise RecordError("home")
-    trusted = trust.homes.get(home)
-    if trusted is None:
-        raise RecordError("home")
-    if state is None or transfer is None or wire.revision < 1:
-        raise RecordError("state, transfer or revision")
-    if not allowed or list(allowed) != sorted(set(allowed)) or not _are_jurisdictions(allowed):
-        raise RecordError("allowed")
+        raise RecordError(Fault.HOME)
+    trusted = _verified(wire, _signed_policy(wire), trust)
+    state, transfer = _STATE_OF.get(wire.state), _TRANSFER_OF.get(wire.transfer)
+    if state is None or transfer is None or wire.revision < 1 or wire.upstreams:
+        raise RecordError(Fault.VALUE)
+    allowed = _ascending(wire.allowed)
+    if not allowed:
+        raise RecordError(Fault.VALUE)
+    _ascending(span.jurisdiction for span in wire.authority_before)
+    out = _ascending(one.jurisdiction for one in wire.out_since)
+    if set(out) & set(allowed) or any(not 1 <= one.revision <= wire.revision for one in wire.out_since):
+        raise RecordError(Fault.VALUE)
+    spans_ms = [wire.authority_home_ms, wire.authority_foreign_ms, *(span.ms for span in wire.authority_before)]
+    if not all(1 <= ms <= _ms(trust.cap_s) for ms in spans_ms):
+        raise RecordError(Fault.CAP)
     policy = TenantPolicy(
         tenant=tenant,
         home=home,
         home_jurisdiction=trusted.jurisdiction,
         revision=Revision(wire.revision),
         state=state,
-        allowed=frozenset(Jurisdiction(code) for code in allowed),
+        allowed=frozenset(allowed),
         transfer=transfer,
+        moves=wire.moves,
+        authority=Spans(home_s=wire.authority_home_ms / 1000, foreign_s=wire.authority_foreign_ms / 1000),
+        authority_before={Jurisdiction(span.jurisdiction): span.ms / 1000 for span in wire.authority_before},
+        out_since={Jurisdiction(one.jurisdiction): Revision(one.revision) for one in wire.out_since},
+        drain_s=wire.drain_ms / 1000,
     )
     return TenantRecord(policy=policy, genesis=RegionId(wire.genesis), nonce=wire.nonce)
 
 
-def encode_key(record: KeyRecord) -> bytes:
-    """The record as bytes."""
-    return pb.KeyRecord(
+def encode_key(record: KeyRecord, signer: Signer, epoch: int) -> bytes:
+    """The record as bytes, signed by the home of the key's tenant."""
+    wire = pb.KeyRecord(
         tenant=record.key.tenant,
         key_id=record.key.key_id,
         home=record.home,
@@ -179,28 +227,35 @@ def encode_key(record: KeyRecord) -> bytes:
         created_revision=record.created_revision,
         created_s=record.created_s,
         revoked_s=record.revoked_s or 0,
-    ).SerializeToString(deterministic=True)
+        moves=record.moves,
+        epoch=epoch,
+        signed_by=signer.key_id,
+    )
+    wire.signature = signer.sign(_signed_key(wire))
+    return wire.SerializeToString(deterministic=True)
 
 
-def decode_key(at: layout.KeyKey, value: bytes) -> KeyRecord:
+def decode_key(at: layout.KeyKey, value: bytes, trust: Trust) -> KeyRecord:
     """The record of a key that stands at a key.
 
     Raises:
-        RecordError: It is not one, or belongs elsewhere.
+        RecordError: It is not one, or belongs elsewhere, or its home did not sign it for this epoch.
     """
     wire = _parse(pb.KeyRecord, value)
     home, tenant = RegionId(wire.home), TenantId(wire.tenant)
-    if (home, tenant, wire.key_id) != (at.shard.home, at.tenant, at.key_id):
-        raise RecordError("place")
-    if shard_of(home, tenant) != at.shard:
-        raise RecordError("place")
+    if (home, tenant, wire.key_id) != (at.shard.home, at.tenant, at.key_id) or shard_of(home, tenant) != at.shard:
+        raise RecordError(Fault.PLACE)
+    if wire.moves:
+        raise RecordError(Fault.HOME)
+    _verified(wire, _signed_key(wire), trust)
     if wire.state not in (pb.KEY_STATE_ACTIVE, pb.KEY_STATE_REVOKED) or not wire.hash or wire.revision < 1:
-        raise RecordError("state, hash or revision")
+        raise RecordError(Fault.VALUE)
     revoked = wire.state == pb.KEY_STATE_REVOKED
     key = TenantKey(key_id=KeyId(wire.key_id), tenant=tenant, hash=wire.hash, revoked=revoked)
     return KeyRecord(
         key=key,
         home=home,
+        moves=wire.moves,
         revision=Revision(wire.revision),
         created_revision=Revision(wire.created_revision),
         created_s=wire.created_s,
@@ -213,18 +268,61 @@ def encode_head(changed: str) -> bytes:
     return pb.HeadRecord(changed=changed).SerializeToString(deterministic=True)
 
 
-def encode_op(revision: Revision) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpMark:
+    """What a change left at its op key.
+
+    Attributes:
+        revision: The tenant's, that it made.
+        asked: A digest of what was asked for: the same op id is not for anything else.
+        shrink: What it took away, as far as a wait for it must know; None if nothing.
+        key_id: The key that ended, if one did.
+        drain_s: How long what ran could go on.
+    """
+
+    revision: Revision
+    asked: bytes
+    shrink: Shrink | None = None
+    key_id: KeyId | None = None
+    drain_s: float = 0.0
+
+
+def encode_op(mark: OpMark) -> bytes:
     """What a change leaves at its op key."""
-    return pb.OpRecord(revision=revision).SerializeToString(deterministic=True)
+    wire = pb.OpRecord(revision=mark.revision, asked=mark.asked)
+    if mark.shrink is not None:
+        wire.barrier.span_ms = _ms(mark.shrink.span_s)
+        wire.barrier.removed.extend(
+            pb.Removed(jurisdiction=right.place, sent=right.sent) for right in sorted(mark.shrink.removed)
+        )
+        wire.barrier.lowered.extend(sorted(mark.shrink.lowered))
+        wire.barrier.key_id = mark.key_id or ""
+        wire.barrier.drain_ms = _ms(mark.drain_s)
+    return wire.SerializeToString(deterministic=True)
 
 
-def decode_op(value: bytes) -> Revision:
-    """The policy revision that a change made.
+def decode_op(value: bytes) -> OpMark:
+    """What a change left.
 
     Raises:
         RecordError: It is not such a record.
     """
-    return Revision(_parse(pb.OpRecord, value).revision)
+    wire = _parse(pb.OpRecord, value)
+    if not wire.HasField("barrier"):
+        return OpMark(revision=Revision(wire.revision), asked=wire.asked)
+    barrier = wire.barrier
+    shrink = Shrink(
+        removed=frozenset(Right(Jurisdiction(one.jurisdiction), one.sent) for one in barrier.removed),
+        lowered=frozenset(Jurisdiction(code) for code in barrier.lowered),
+        span_s=barrier.span_ms / 1000,
+    )
+    return OpMark(
+        revision=Revision(wire.revision),
+        asked=wire.asked,
+        shrink=shrink,
+        key_id=KeyId(barrier.key_id) if barrier.key_id else None,
+        drain_s=barrier.drain_ms / 1000,
+    )
 
 
 def next_revision(record: TenantRecord, **changes: object) -> TenantRecord:
@@ -238,8 +336,72 @@ def _parse(kind: type[_Wire], value: bytes) -> _Wire:
         return kind.FromString(value)
     except DecodeError:
         pass
-    raise RecordError("encoding")
+    raise RecordError(Fault.ENCODING)
 
 
-def _are_jurisdictions(codes: Iterable[str]) -> bool:
-    return all(_JURISDICTION.fullmatch(code) for code in codes)
+def _verified(wire: pb.PolicyRecord | pb.KeyRecord, payload: bytes, trust: Trust) -> HomeTrust:
+    """What is trusted of a record's home, once that home has signed it for this epoch."""
+    home = trust.homes.get(RegionId(wire.home))
+    if home is None:
+        raise RecordError(Fault.HOME)
+    if not home.verifies(wire.signed_by, wire.signature, payload, trust.now()):
+        raise RecordError(Fault.SIGNATURE)
+    if wire.epoch != trust.epoch:
+        raise RecordError(Fault.EPOCH)
+    return home
+
+
+def _signed_policy(wire: pb.PolicyRecord) -> bytes:
+    """What a home signs of a tenant's record: every field but the signature."""
+    return fields(
+        b"mesh.policy.v1",
+        wire.tenant,
+        wire.genesis,
+        wire.nonce,
+        wire.home,
+        wire.moves,
+        wire.shard,
+        wire.revision,
+        wire.state,
+        listed(wire.allowed),
+        listed(wire.upstreams),
+        wire.transfer,
+        wire.authority_home_ms,
+        wire.authority_foreign_ms,
+        listed(part for span in wire.authority_before for part in (span.jurisdiction, span.ms)),
+        listed(part for out in wire.out_since for part in (out.jurisdiction, out.revision)),
+        wire.drain_ms,
+        wire.epoch,
+        wire.signed_by,
+    )
+
+
+def _signed_key(wire: pb.KeyRecord) -> bytes:
+    """What a home signs of a key's record."""
+    return fields(
+        b"mesh.key.v1",
+        wire.tenant,
+        wire.key_id,
+        wire.hash,
+        wire.state,
+        wire.revision,
+        wire.home,
+        wire.moves,
+        wire.epoch,
+        wire.created_revision,
+        wire.created_s,
+        wire.revoked_s,
+        wire.signed_by,
+    )
+
+
+def _ascending(codes: Iterable[str]) -> tuple[Jurisdiction, ...]:
+    """Jurisdictions, each once and in order: one set has one form."""
+    found = tuple(codes)
+    if list(found) != sorted(set(found)) or not all(_JURISDICTION.fullmatch(code) for code in found):
+        raise RecordError(Fault.VALUE)
+    return tuple(map(Jurisdiction, found))
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

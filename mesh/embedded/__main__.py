@@ -22,6 +22,7 @@ from mesh.embedded.authority import make_pki
 from mesh.embedded.commands import DETACH, SUPERVISOR
 from mesh.embedded.configuration import catalogue, embedded_settings, places, write_settings
 from mesh.embedded.home import Home, cache_folder
+from mesh.embedded.policy_keys import check_policy_keys, policy_keys
 from mesh.embedded.processes import Roll, end_all, read_record
 from mesh.embedded.ray_cluster import make_temp
 from mesh.embedded.status import Row
@@ -73,11 +74,20 @@ def _run(home: Home, regions: Sequence[RegionId], options: argparse.Namespace, e
     _check_free(addresses, regions)
     make_temp(addresses.temp)
     hosts = {region: [addresses.of(region).host] for region in regions}
+    check_policy_keys(home, regions)
     make_pki(home.pki, hosts, [addresses.etcd.host])
     gpus = gpus_here() if options.accelerator == "cuda" else 0
     if options.accelerator == "cuda" and not gpus:
         raise MeshError(Code.START_FAILED, hint="There is no NVIDIA GPU here: leave '--accelerator cuda' out.")
-    settings = embedded_settings(known, regions, home, addresses, cache / "models", options.accelerator)
+    settings = embedded_settings(
+        known,
+        regions,
+        home,
+        addresses,
+        cache / "models",
+        options.accelerator,
+        policy_keys(home.pki, regions),
+    )
     write_settings(settings, home.config)
     plan = Plan(home=home, addresses=addresses, settings=settings, environ=environ, etcd=options.etcd, gpus=gpus)
     asyncio.run(_until_stopped(plan, roll))

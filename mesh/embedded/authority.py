@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from mesh.embedded.policy_keys import make_policy_key
 from mesh.errors import Code, MeshError
 from mesh.tls import ETCD_NAME, OPERATOR_REGION, Identity, door_name, internal_name
 from mesh.types import RegionId, Role
@@ -96,6 +97,7 @@ def _make(
     _issue(etcd / "root", inside, _Subject("root"))
     for region, addresses in regions.items():
         home = _private(folder / region)
+        make_policy_key(folder, region)
         names = (zones[region], f"*.{zones[region]}") if region in zones else ()
         door = _Subject(f"door-{region}", dns=(door_name(region), *names), addresses=tuple(addresses))
         _issue(home / "door", doors, door)

@@ -2,7 +2,7 @@
 
 from mesh.ledger.accounts import Account, AccountExistsError
 from mesh.ledger.ledger import Ledger, open_ledger
-from mesh.ledger.records import OK, Disclosure, UsageRecord, UsageSum
+from mesh.ledger.records import OK, Disclosure, SignedRecord, UsageRecord, UsageSum
 
 __all__ = [
     "OK",
@@ -10,6 +10,7 @@ __all__ = [
     "AccountExistsError",
     "Disclosure",
     "Ledger",
+    "SignedRecord",
     "UsageRecord",
     "UsageSum",
     "open_ledger",

@@ -18,9 +18,9 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
 from mesh.ledger.accounts import Account, AccountExistsError
-from mesh.ledger.records import FAILED_AFTER_ROUTING, OK, Disclosure, UsageRecord, UsageSum
-from mesh.ledger.tables import ACCOUNTS, DISCLOSURES, USAGE
-from mesh.types import Jurisdiction, RegionId, RequestId, TenantId
+from mesh.ledger.records import FAILED_AFTER_ROUTING, OK, Disclosure, SignedRecord, UsageRecord, UsageSum
+from mesh.ledger.tables import ACCOUNTS, DISCLOSURES, POLICY_RECORDS, USAGE
+from mesh.types import Jurisdiction, RegionId, RequestId, Revision, TenantId
 
 _BUSY_MS = 5_000
 _MIGRATION_LOCK = 0x6D657368  # "mesh", for PostgreSQL's advisory locks
@@ -125,6 +125,31 @@ class Database:
                     door=door,
                 )
                 for request_id, at_ms, region, jurisdiction, of, key_id, door in connection.execute(query)
+            ]
+
+    def add_signed(self, record: SignedRecord) -> int:
+        """Writes a signed record down, and numbers it."""
+        values = {"at": record.at, "epoch": record.epoch, "revision": record.revision, "value": record.value}
+        with self._engine.begin() as connection:
+            (number,) = connection.execute(POLICY_RECORDS.insert().values(values)).inserted_primary_key or (0,)
+            return int(number)
+
+    def drop_signed(self, number: int) -> None:
+        """Forgets a signed record."""
+        with self._engine.begin() as connection:
+            connection.execute(POLICY_RECORDS.delete().where(POLICY_RECORDS.c.number == number))
+
+    def last_signed(self) -> list[SignedRecord]:
+        """The last one of each key: of its highest epoch the highest revision, and of those the one signed last."""
+        table = POLICY_RECORDS.c
+        order = (table.epoch.desc(), table.revision.desc(), table.number.desc())
+        place = sa.func.row_number().over(partition_by=table.at, order_by=order).label("place")
+        ranked = sa.select(table.at, table.value, table.epoch, table.revision, place).subquery()
+        query = sa.select(ranked).where(ranked.c.place == 1).order_by(ranked.c.at)
+        with self._engine.connect() as connection:
+            return [
+                SignedRecord(at=at, value=value, epoch=epoch, revision=Revision(revision))
+                for at, value, epoch, revision, _ in connection.execute(query)
             ]
 
     def add_account(self, account: Account) -> None:

@@ -19,10 +19,10 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from mesh.errors import Code, MeshError
 from mesh.ledger.accounts import Account
 from mesh.ledger.database import Database
-from mesh.ledger.records import Disclosure, UsageRecord, UsageSum
+from mesh.ledger.records import Disclosure, SignedRecord, UsageRecord, UsageSum
 from mesh.ports import Clock, TaskFactory
 from mesh.telemetry import Log
-from mesh.types import RegionId, RequestId, TenantId
+from mesh.types import RegionId, RequestId, Revision, TenantId
 
 QUEUE = 20_000
 """Records that may wait."""
@@ -86,6 +86,29 @@ class Ledger:
             limit: At most so many.
         """
         return await self._in_thread(lambda: self._database.disclosures(tenant, from_s, to_s, after, limit))
+
+    async def signed(self, key: str, value: bytes, epoch: int, revision: Revision) -> int:
+        """Writes down a record of policy that was signed and is about to be sent to the control store.
+
+        Args:
+            key: Its key there.
+            value: The record.
+            epoch: The control epoch that it was signed for.
+            revision: The policy revision of its tenant that the change makes.
+
+        Returns:
+            A number for `unmade`.
+        """
+        record = SignedRecord(at=key, value=value, epoch=epoch, revision=revision)
+        return await self._in_thread(lambda: self._database.add_signed(record))
+
+    async def unmade(self, number: int) -> None:
+        """Forgets a record that surely never came into the control store."""
+        await self._in_thread(lambda: self._database.drop_signed(number))
+
+    async def last_signed(self) -> list[SignedRecord]:
+        """The last signed record of each key, also where it is not known whether it came into the control store."""
+        return await self._in_thread(self._database.last_signed)
 
     async def add_account(self, account: Account) -> None:
         """Adds an account.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mesh.errors import Code
-from mesh.types import Jurisdiction, Operation, RegionId, RequestId, TenantId
+from mesh.types import Jurisdiction, Operation, RegionId, RequestId, Revision, TenantId
 
 OK = "ok"
 """The code of a request that was served whole."""
@@ -63,6 +63,23 @@ class Disclosure:
     tenant: TenantId
     key_id: str
     door: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRecord:
+    """A record of policy that this home signed, and that is, may be, or was in the control store.
+
+    Attributes:
+        at: Its key in the control store.
+        value: The record with its signature.
+        epoch: The control epoch that it was signed for.
+        revision: The policy revision of its tenant that the change made.
+    """
+
+    at: str
+    value: bytes
+    epoch: int
+    revision: Revision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

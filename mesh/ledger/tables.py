@@ -45,6 +45,18 @@ DISCLOSURES = Table(
     Index("ix_disclosures_tenant", "tenant", "at_ms", "request_id"),
 )
 
+POLICY_RECORDS = Table(
+    "policy_records",
+    METADATA,
+    # The order in which they were signed. SQLite numbers rows of its own integer type only.
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at", String(256), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    Index("ix_policy_records_at", "at", "epoch", "revision", "number"),
+)
+
 ACCOUNTS = Table(
     "accounts",
     METADATA,

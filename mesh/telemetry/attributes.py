@@ -35,6 +35,8 @@ STATES = (
     | frozenset(TenantState)
     | {"degraded", "stopping", "down", "running", "stopped", "live", "cut", "failed"}
 )
+FAULTS = _words("encoding place tenant home signature epoch value cap older")
+"""Why a record of policy does not count."""
 LEVELS = frozenset({"info", "warning", "error"})
 GRPC_STATUSES = _words(
     "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED "
@@ -133,6 +135,7 @@ _WORD: Mapping[str, Rule] = {
     "reason": one_of([*Why, *CODES]),
     "outcome": one_of(list(Outcome)),
     "role": one_of(list(Role)),
+    "fault": one_of(FAULTS),
     "state": one_of(STATES),
     "transfer": one_of(list(Transfer)),
     "level": one_of(LEVELS),
@@ -192,6 +195,7 @@ def span_rules(models: Collection[str]) -> dict[str, Rule]:
         "mesh.attempt": whole,
         "mesh.stream": flag,
         "mesh.state": one_of(STATES),
+        "mesh.fault": one_of(FAULTS),
         "mesh.reason": one_of([*Why, *CODES]),
     }
 

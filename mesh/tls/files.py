@@ -4,6 +4,7 @@ doors-ca.pem              what clients trust          mesh-ca.pem            wha
 mesh-secret               hex: MAC secret of keys     operator.pem, .key     the operator's certificate
 etcd/server.pem, .key     the control store           etcd/root.pem, .key    its root user
 <region>/door|gateway|replica|admin.pem, .key
+<region>/policy.key        what signs policy: only that region's admin reads it, and only its host needs it
 """
 
 from __future__ import annotations
@@ -77,3 +78,16 @@ def read_mesh_secret(pki: Path) -> bytes:
     if len(secret) < _SECRET_BYTES:
         raise MeshError(Code.INVALID_SETTINGS, hint=f"{path}: not {_SECRET_BYTES} or more bytes in hex.")
     return secret
+
+
+def read_policy_key(pki: Path, region: RegionId) -> bytes:
+    """The private key that signs the policy of a home's tenants, in PEM.
+
+    Raises:
+        MeshError: `invalid_settings` where it is missing, or others than its owner may read it.
+    """
+    path = pki / region / "policy.key"
+    raw = read(path)
+    if path.stat().st_mode & 0o077:
+        raise MeshError(Code.INVALID_SETTINGS, hint=f"{path}: others may read it; set its mode to 600.")
+    return raw

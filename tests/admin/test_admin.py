@@ -15,13 +15,16 @@ import grpc.aio
 import pytest
 from etcd_lab import HOST, Lab, free_port, running_etcd
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from trust_lab import Notebook
 
 from mesh import tls
 from mesh.admin.program import AdminProgram
 from mesh.control.changes import Changes
 from mesh.control.hashing import key_hasher
 from mesh.control.records import tenant_id, trust_of
-from mesh.control.store import Range
+from mesh.control.signing import Signer
+from mesh.control.store import Range, Store
+from mesh.embedded.policy_keys import policy_keys
 from mesh.errors import Code, MeshError
 from mesh.ledger import Account, Disclosure, UsageRecord, open_ledger
 from mesh.policy.keys import read_key
@@ -79,6 +82,7 @@ def settings_of(folder: Path, lab: Lab) -> Settings:
         admin=address(),
         gateways=gateways,
         deployments=(deployment,),
+        policy_keys=policy_keys(lab.etcd.pki, [VN])[VN],
         replica_host=HOST,
     )
     return Settings(
@@ -137,6 +141,13 @@ async def running_admin(folder: Path) -> AsyncGenerator[Desk]:
                 yield desk
             finally:
                 stop.set()
+
+
+def changes_of(desk: Desk, admin: Store) -> Changes:
+    """The changes of another process of the same home."""
+    settings, clock = desk.settings, SystemClock()
+    signer = Signer.load(settings.pki, settings.regions[VN])
+    return Changes(admin, VN, clock, SystemEntropy(), signer, trust_of(settings, clock), Notebook())
 
 
 async def refused(call: object) -> MeshError:
@@ -274,7 +285,7 @@ async def test_a_half_made_tenant_is_finished_under_the_same_id(tmp_path: Path, 
             await ledger.add_account(half)
         if committed:
             admin = await desk.lab.store(VN, Role.ADMIN)
-            changes = Changes(admin, VN, clock, SystemEntropy(), trust=trust_of(desk.settings, clock))
+            changes = changes_of(desk, admin)
             await changes.create_tenant(nonce, frozenset({Jurisdiction("VN")}), Transfer.NEVER)
         else:
             error = await refused(desk.stub.FindTenant(pb.FindTenantRequest(tenant="acme")))
@@ -295,7 +306,7 @@ async def test_a_creation_whose_answer_was_lost_is_repeated(tmp_path: Path) -> N
         async with open_ledger(desk.settings.ledger, VN, clock=clock, tasks=TaskGroupTasks, log=log) as ledger:
             half = Account(tenant=tenant_id(VN, nonce), home=VN, name="acme", nonce=nonce, created_s=1, ready=False)
             await ledger.add_account(half)
-        changes = Changes(await desk.lab.store(VN, Role.ADMIN), VN, clock, SystemEntropy(), trust=trust_of(desk.settings, clock))
+        changes = changes_of(desk, await desk.lab.store(VN, Role.ADMIN))
         made = await changes.create_tenant(nonce, frozenset({Jurisdiction("VN")}), Transfer.NEVER)
         again = await desk.create("acme", "VN")
         assert (again.tenant, again.revision) == (made.tenant.policy.tenant, 1)

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryStore
 from trust_lab import HOMES as PLACES
-from trust_lab import trust_in
+from trust_lab import changes_in, signer_of, trust_in
 
 from mesh.control import layout
-from mesh.control.changes import Changes
 from mesh.control.feed import PolicyFeed
 from mesh.control.records import (
     KeyRecord,
@@ -78,7 +77,7 @@ class World:
         self.junk: set[str] = set()
         self.last: dict[str, TenantRecord] = {}
         self.homes = {tenant_id(HOMES[side], bytes([which, side] * 8)): HOMES[side] for which, side in TENANTS}
-        self.admins = {home: Changes(self.store, home, self.clock, Dice(), trust=TRUST) for home in HOMES}
+        self.admins = {home: changes_in(self.store, home, self.clock, Dice()) for home in HOMES}
 
     async def step(self, kind: str, which: int, side: int) -> None:
         home = HOMES[side]
@@ -128,7 +127,9 @@ class World:
                     if record in self.junk:
                         self.junk.remove(record)
                         real = next_revision(next_revision(self.last[record]))
-                        await self.store.txn([], [Put(record, encode_tenant(real)), Put(head, b"")], timeout_s=1)
+                        await self.store.txn(
+                            [], [Put(record, encode_tenant(real, signer_of(home), 1)), Put(head, b"")], timeout_s=1
+                        )
                 case "bare_head":
                     await self.store.txn([], [Put(head, encode_head(record))], timeout_s=1)
                 case "headless":
@@ -175,9 +176,9 @@ class World:
             [
                 Put(
                     layout.policy_key(thief, tenant),
-                    encode_tenant(TenantRecord(policy=policy, genesis=victim, nonce=nonce)),
+                    encode_tenant(TenantRecord(policy=policy, genesis=victim, nonce=nonce), signer_of(thief), 1),
                 ),
-                Put(layout.key_key(thief, tenant, key.key_id), encode_key(stolen)),
+                Put(layout.key_key(thief, tenant, key.key_id), encode_key(stolen, signer_of(thief), 1)),
                 Put(layout.head_key(shard), b""),
             ],
             timeout_s=1,

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryStore
-from trust_lab import HOMES, trust_in
+from trust_lab import HOMES, signer_of, trust_in
 
 from mesh.control import layout, records
 from mesh.control.ops import KEPT_S, made_at_s, new_op_id, sweep
 from mesh.control.records import KeyRecord, RecordError, TenantRecord, tenant_id
 from mesh.control.store import Put, Range, prefix_end
-from mesh.policy.bundle import TenantKey, TenantPolicy
+from mesh.policy.bundle import Spans, TenantKey, TenantPolicy
 from mesh.policy.shards import SHARDS, Shard, shard_of
 from mesh.runtime import SystemClock, SystemEntropy
 from mesh.settings import JURISDICTIONS
@@ -29,14 +29,23 @@ TRUST = trust_in()
 @st.composite
 def tenant_records(draw: st.DrawFn) -> TenantRecord:
     home, nonce = draw(homes), draw(st.binary(min_size=16, max_size=16))
+    revision = draw(st.integers(1, 2**63))
+    codes = sorted(JURISDICTIONS)
+    allowed = draw(st.frozensets(st.sampled_from(codes), min_size=1))
+    out = draw(st.dictionaries(st.sampled_from(codes), st.integers(1, revision).map(Revision)))
+    spans = st.integers(1, 86_400_000).map(lambda ms: ms / 1000)
     policy = TenantPolicy(
         tenant=tenant_id(home, nonce),
         home=home,
         home_jurisdiction=HOMES[home],
-        revision=Revision(draw(st.integers(1, 2**63))),
+        revision=Revision(revision),
         state=draw(st.sampled_from(TenantState)),
-        allowed=draw(st.frozensets(st.sampled_from(sorted(JURISDICTIONS)), min_size=1)),
+        allowed=allowed,
         transfer=draw(st.sampled_from(Transfer)),
+        authority=Spans(home_s=draw(spans), foreign_s=draw(spans)),
+        authority_before=draw(st.dictionaries(st.sampled_from(codes), spans)),
+        out_since={place: since for place, since in out.items() if place not in allowed},
+        drain_s=draw(spans),
     )
     return TenantRecord(policy=policy, genesis=home, nonce=nonce)
 
@@ -49,7 +58,7 @@ def place(record: TenantRecord) -> layout.PolicyKey:
 
 @given(tenant_records(), st.binary(max_size=40))
 def test_tenants_are_read_as_they_were_written(record: TenantRecord, junk: bytes) -> None:
-    value = records.encode_tenant(record)
+    value = records.encode_tenant(record, signer_of(record.policy.home), 1)
     assert records.decode_tenant(place(record), value, TRUST) == record
     try:
         records.decode_tenant(place(record), junk, TRUST)
@@ -61,7 +70,7 @@ def test_tenants_are_read_as_they_were_written(record: TenantRecord, junk: bytes
 
 @given(tenant_records(), homes)
 def test_a_record_counts_at_its_own_place_only(record: TenantRecord, other: RegionId) -> None:
-    value = records.encode_tenant(record)
+    value = records.encode_tenant(record, signer_of(record.policy.home), 1)
     at = place(record)
     wrong = [dataclasses.replace(at, shard=Shard(at.shard.home, (at.shard.index + 1) % SHARDS))]
     if other != record.policy.home:
@@ -69,7 +78,7 @@ def test_a_record_counts_at_its_own_place_only(record: TenantRecord, other: Regi
         # Taken over: the same tenant, said to be at home elsewhere.
         stolen = dataclasses.replace(record, policy=dataclasses.replace(record.policy, home=other))
         with pytest.raises(RecordError):
-            records.decode_tenant(place(stolen), records.encode_tenant(stolen), TRUST)
+            records.decode_tenant(place(stolen), records.encode_tenant(stolen, signer_of(other), 1), TRUST)
     wrong.append(dataclasses.replace(at, tenant=TenantId("t_" + "a" * 16)))
     for elsewhere in wrong:
         with pytest.raises(RecordError):
@@ -90,9 +99,10 @@ def test_keys_are_read_as_they_were_written(tenant: TenantRecord, revoked: bool)
     )
     at = layout.parse(layout.key_key(policy.home, policy.tenant, key.key_id))
     assert isinstance(at, layout.KeyKey)
-    assert records.decode_key(at, records.encode_key(record)) == record
+    value = records.encode_key(record, signer_of(policy.home), 1)
+    assert records.decode_key(at, value, TRUST) == record
     with pytest.raises(RecordError):
-        records.decode_key(dataclasses.replace(at, key_id=KeyId("L" * 12)), records.encode_key(record))
+        records.decode_key(dataclasses.replace(at, key_id=KeyId("L" * 12)), value, TRUST)
 
 
 def test_lengths_keep_ids_apart() -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from etcd_lab import HOST, running_etcd
-from trust_lab import trust_in
+from trust_lab import changes_in
 
-from mesh.control.changes import Changes
 from mesh.control.roles import set_up
 from mesh.control.store import (
     CompactedError,
@@ -20,7 +19,6 @@ from mesh.control.store import (
     StoreUnavailableError,
 )
 from mesh.errors import Code, MeshError
-from mesh.runtime import SystemEntropy
 from mesh.tls import check_tls13
 from mesh.types import Jurisdiction, RegionId, Role, Transfer
 
@@ -117,7 +115,7 @@ async def test_a_store_that_is_away_says_so_in_time(tmp_path: Path) -> None:
         lab.etcd.kill()
         with pytest.raises(StoreUnavailableError):
             await admin.range(Range("/mesh/head/", "/mesh/head0"), timeout_s=0.5)
-        changes = Changes(admin, RegionId("vn-1"), lab.clock, SystemEntropy(), trust=trust_in())
+        changes = changes_in(admin, RegionId("vn-1"), lab.clock)
         with pytest.raises(MeshError) as refused:
             await changes.create_tenant(bytes(16), VN, Transfer.NEVER)
         assert refused.value.code is Code.POLICY_STORE_UNAVAILABLE

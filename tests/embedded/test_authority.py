@@ -26,7 +26,12 @@ def test_folder(tmp_path: Path) -> None:
     make_pki(folder, {VN: ["127.1.1.1"], SG: ["127.1.2.1"]}, ["127.1.0.9"])
     expected = {"doors-ca", "mesh-ca", "operator", "etcd/server", "etcd/root"}
     expected |= {f"{region}/{name}" for region in (VN, SG) for name in ("door", "gateway", "replica", "admin")}
-    assert set(contents(folder)) == {"mesh-secret", *(f"{name}{end}" for name in expected for end in (".pem", ".key"))}
+    policies = {f"{region}/policy.key" for region in (VN, SG)}
+    assert set(contents(folder)) == {
+        "mesh-secret",
+        *policies,
+        *(f"{name}{end}" for name in expected for end in (".pem", ".key")),
+    }
     for path in folder.rglob("*"):
         mode = path.stat().st_mode & 0o777
         assert mode == (0o700 if path.is_dir() else 0o644 if path.suffix == ".pem" else 0o600), path

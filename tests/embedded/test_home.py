@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from mesh.control.signing import Signer
 from mesh.embedded.addresses import Addresses, addresses_of, taken
 from mesh.embedded.configuration import catalogue, chosen, embedded_settings, places, write_settings
 from mesh.embedded.home import Home, cache_folder, read_json, write_private
+from mesh.embedded.policy_keys import check_policy_keys, make_policy_key, policy_keys
 from mesh.errors import Code, MeshError
 from mesh.settings import Address, load
 from mesh.types import ModelId, RegionId
@@ -89,11 +91,19 @@ def test_settings_are_this_machines(tmp_path: Path) -> None:
     known = catalogue()
     made = home(tmp_path / "a")
     picked = addresses_of(made, tmp_path / "cache", places(known))
-    settings = embedded_settings(known, REGIONS, made, picked, tmp_path / "models", "cpu")
+    for region in REGIONS:
+        (made.pki / region).mkdir(parents=True)
+        make_policy_key(made.pki, region)
+    keys = policy_keys(made.pki, REGIONS)
+    settings = embedded_settings(known, REGIONS, made, picked, tmp_path / "models", "cpu", keys)
     write_settings(settings, made.config)
     write_settings(settings, made.config)  # the second start replaces it
     assert load(made.config) == settings
     assert set(settings.regions) == set(REGIONS)
+    for region in settings.regions.values():
+        # What its admin signs with is what everyone holds it against; no region has another's.
+        assert Signer.load(made.pki, region).key_id == region.policy_keys[0].id
+    assert len({region.policy_keys[0].public for region in settings.regions.values()}) == len(REGIONS)
     for region in settings.regions.values():
         assert region.accelerator == "cpu"
         assert region.models == known.regions[region.id].models
@@ -102,6 +112,24 @@ def test_settings_are_this_machines(tmp_path: Path) -> None:
         assert region.endpoint.http == f"https://{picked.of(region.id).host}:8443"
     assert ModelId("smollm2-135m-sg") in settings.regions[SG].models
     assert settings.ledger.format(region=VN) == f"sqlite:///{made.ledger}/vn-1.db"
+
+
+def test_a_home_whose_policy_nobody_can_sign_any_more_is_refused(tmp_path: Path) -> None:
+    made = home(tmp_path / "a")
+    (made.pki / VN).mkdir(parents=True)
+    check_policy_keys(made, REGIONS)  # nothing is stored yet: a start that was cut short
+    (made.etcd / "member").mkdir()
+    with pytest.raises(MeshError, match=r"policy\.key is missing") as caught:
+        check_policy_keys(made, REGIONS)
+    assert caught.value.code is Code.START_FAILED
+    make_policy_key(made.pki, VN)
+    check_policy_keys(made, REGIONS)  # the others are new regions
+    first = policy_keys(made.pki, [VN])
+    make_policy_key(made.pki, VN)
+    assert policy_keys(made.pki, [VN]) == first, "it is kept"
+    (made.pki / VN / "policy.key").write_text("-----BEGIN PRIVATE KEY-----")
+    with pytest.raises(MeshError, match="not an Ed25519"):
+        policy_keys(made.pki, [VN])
 
 
 def test_regions_are_chosen() -> None:
@@ -175,7 +203,11 @@ def test_a_home_by_another_name_is_the_same(tmp_path: Path) -> None:
 def test_a_home_of_any_name_keeps_its_ledgers(tmp_path: Path, name: str) -> None:
     made, known = home(tmp_path / name), catalogue()
     picked = addresses_of(made, tmp_path / "cache", places(known))
-    settings = embedded_settings(known, REGIONS, made, picked, tmp_path / "models", "cpu")
+    for region in REGIONS:
+        (made.pki / region).mkdir(parents=True)
+        make_policy_key(made.pki, region)
+    keys = policy_keys(made.pki, REGIONS)
+    settings = embedded_settings(known, REGIONS, made, picked, tmp_path / "models", "cpu", keys)
     write_settings(settings, made.config)
     loaded = load(made.config)
     assert loaded == settings

@@ -17,7 +17,9 @@ from mesh.v1 import fleet_pb2
 
 VN, SG = RegionId("vn-1"), RegionId("ap-southeast-1")
 ADDRESSES = Addresses("0" * 32, 7, 20_000, places(catalogue()))
-SETTINGS = embedded_settings(catalogue(), (VN, SG), Home(Path("/h")), ADDRESSES, Path("/models"), "cpu")
+SETTINGS = embedded_settings(
+    catalogue(), (VN, SG), Home(Path("/h")), ADDRESSES, Path("/models"), "cpu", {VN: (), SG: ()}
+)
 G1 = GatewayId("g1")
 ETCD = MemberStatus("3.4.23", True, 1)
 

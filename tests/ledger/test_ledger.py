@@ -24,7 +24,7 @@ from mesh.ledger import ledger as ledger_module
 from mesh.ledger.tables import METADATA
 from mesh.runtime import SystemClock, TaskGroupTasks
 from mesh.telemetry import Log
-from mesh.types import Jurisdiction, Operation, RegionId, RequestId, TenantId
+from mesh.types import Jurisdiction, Operation, RegionId, RequestId, Revision, TenantId
 
 VN = RegionId("vn-1")
 ACME, GLOBEX = TenantId("t_" + "a" * 16), TenantId("t_" + "b" * 16)
@@ -124,7 +124,9 @@ async def test_a_ledger_of_the_first_version_is_migrated_with_what_it_holds(tmp_
     async with opened(tmp_path) as ledger:
         ledger.record(record(1))
     database = sqlite3.connect(tmp_path / "ledger-vn-1.db")
-    database.executescript("drop table disclosures; update alembic_version set version_num = '0001'")
+    database.executescript(
+        "drop table disclosures; drop table policy_records; update alembic_version set version_num = '0001'"
+    )
     database.close()
     async with opened(tmp_path) as ledger:
         ledger.record(disclosure(1, at_ms=1))
@@ -248,3 +250,20 @@ async def test_kill_loses_only_what_was_not_yet_committed(tmp_path: Path) -> Non
     async with opened(tmp_path) as ledger:
         (found,) = await ledger.usage(ACME, 0, 2000)
         assert found.requests >= 700
+
+
+async def test_signed_policy_is_kept_and_the_last_of_each_key_is_told(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        await ledger.signed("/a", b"a2", 1, Revision(2))
+        unmade = await ledger.signed("/a", b"a3", 1, Revision(3))
+        await ledger.signed("/b", b"b9", 1, Revision(9))
+        await ledger.signed("/b", b"b1", 2, Revision(1))
+        assert [(one.at, one.value) for one in await ledger.last_signed()] == [("/a", b"a3"), ("/b", b"b1")]
+        await ledger.unmade(unmade)
+    async with opened(tmp_path) as ledger:
+        await ledger.signed("/b", b"again", 2, Revision(1))
+        last = await ledger.last_signed()
+        assert [(one.at, one.value, one.epoch, one.revision) for one in last] == [
+            ("/a", b"a2", 1, 2),
+            ("/b", b"again", 2, 1),
+        ]

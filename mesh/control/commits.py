@@ -1,0 +1,415 @@
+"""One transaction for each change, made once, and known for what it is also when its answer was lost.
+
+A transaction compares the records that it replaces and that its op key is not there, and puts the tenant's record, the
+key's record where a key changes, the shard's head and the op key; it reads the head's new version and who the members
+are. What it puts was signed, and written into the home's ledger, before it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+from mesh.control import layout
+from mesh.control.memberships import Member, members_of
+from mesh.control.ops import checked_op_id, new_op_id
+from mesh.control.records import (
+    KeyRecord,
+    OpMark,
+    RecordError,
+    TenantRecord,
+    Trust,
+    decode_key,
+    decode_op,
+    decode_tenant,
+    encode_head,
+    encode_key,
+    encode_op,
+    encode_tenant,
+)
+from mesh.control.signing import Signer, fields
+from mesh.control.store import (
+    Compare,
+    KeyValue,
+    Op,
+    Put,
+    Range,
+    RangeResult,
+    Store,
+    StoreDeniedError,
+    StoreUnavailableError,
+)
+from mesh.errors import Code, MeshError
+from mesh.policy.shards import shard_of
+from mesh.policy.shrink import Shrink
+from mesh.ports import Clock, Entropy, Instant
+from mesh.types import KeyId, MemberId, RegionId, Revision, TenantId
+
+DEADLINE_S = 4.0
+"""For a whole change or read, tries included: `admin` says within 5 s that the store is away."""
+_TRIES = 8
+_CALL_S = 2.0
+_PAUSE_S = 0.1
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What there is after a change, and what a wait for it must know.
+
+    Attributes:
+        tenant: The record that stands, with `revision` or a later one.
+        key: The key that was made or that ended.
+        changed: False where everything was so already; `shrink` then says what earlier changes took away.
+        revision: What every member must have done with: the one that was made, or where nothing changed, the newest.
+        op_id: Asks for the same change again.
+        resumed: Whether it had been made before under this op id.
+        number: The shard's, that holds the change; 0 where nothing is waited for.
+        members: Who held a grant when it was made; read afterwards where it was not made now.
+        shrink: What it took away; None if nothing.
+        key_id: The key that ended, if one did.
+        drain_s: How long what runs may go on where it is no longer allowed.
+        committed: When the answer was received that told of it.
+    """
+
+    tenant: TenantRecord
+    key: KeyRecord | None
+    changed: bool
+    revision: Revision
+    op_id: str
+    resumed: bool
+    number: int
+    members: Mapping[MemberId, Member]
+    shrink: Shrink | None
+    key_id: KeyId | None
+    drain_s: float
+    committed: Instant
+
+
+class Journal(Protocol):
+    """Keeps every signed record of a home, for the day on which the control store must be written anew."""
+
+    async def signed(self, key: str, value: bytes, epoch: int, revision: Revision) -> int:
+        """Keeps a record that is about to be sent, for good, and numbers it."""
+        ...
+
+    async def unmade(self, number: int) -> None:
+        """Forgets one that surely never came into the store."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a change starts from, as of one revision of the store; 0 where a record was never put."""
+
+    tenant: TenantRecord | None
+    tenant_at: int
+    key: KeyRecord | None
+    key_at: int
+    op: OpMark | None
+    number: int
+    members: Mapping[MemberId, Member]
+    read: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What a change makes of what stands."""
+
+    tenant: TenantRecord
+    key: KeyRecord | None = None
+    changed: bool
+    shrink: Shrink | None = None
+    key_id: KeyId | None = None
+    drain_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """A change as it is asked for. `asked` is a digest of it."""
+
+    tenant: TenantId
+    key_id: KeyId | None
+    op_id: str
+    asked: bytes
+    edit: Callable[[Before], Draft]
+
+
+class Commits:
+    """Reads and commits for one home. Every method raises MeshError; see `Changes`."""
+
+    def __init__(
+        self,
+        store: Store,
+        home: RegionId,
+        clock: Clock,
+        entropy: Entropy,
+        signer: Signer | None,
+        trust: Trust,
+        journal: Journal,
+    ) -> None:
+        self._store = store
+        self._home = home
+        self._clock = clock
+        self._entropy = entropy
+        self._signer = signer
+        self._trust = trust
+        self._journal = journal
+        self._seen = 0
+        self._went_back = False
+
+    async def change(
+        self,
+        tenant: TenantId,
+        op_id: str | None,
+        edit: Callable[[Before], Draft],
+        asked: tuple[bytes | str | int, ...],
+        key_id: KeyId | None = None,
+    ) -> Outcome:
+        """Reads, edits and commits, again while others change the same record, and until the outcome is known."""
+        given = op_id is not None
+        request = _Request(
+            tenant=tenant,
+            key_id=key_id,
+            op_id=checked_op_id(op_id, self._clock.wall_s()) if given else new_op_id(self._clock, self._entropy),
+            asked=sha256(fields(b"mesh.asked.v1", *asked)).digest(),
+            edit=edit,
+        )
+        deadline_s = self._clock.now_s() + DEADLINE_S
+        sent = False
+        lost = False
+        for _ in range(_TRIES):
+            if self._left_s(deadline_s) <= 0:
+                break
+            try:
+                before = await self._before(request, deadline_s)
+                if before.op is not None:
+                    return _told(before, before.op, request, resumed=not sent)
+                draft = edit(before)
+                if not draft.changed:
+                    return _unchanged(before, draft, request)
+                puts = self._signed(draft)
+                numbers = await self._write_down(draft, puts, deadline_s)
+                sent = lost = True  # lost until the store says what became of it
+                outcome = await self._commit(before, draft, puts, request, deadline_s)
+                if outcome is not None:
+                    return outcome
+                lost = False
+                for number in numbers:
+                    await self._journal.unmade(number)
+            except StoreUnavailableError:
+                await self._clock.sleep(_PAUSE_S)
+            except StoreDeniedError:
+                raise MeshError(
+                    Code.INTERNAL_ERROR, hint="The control store refuses this program's certificate."
+                ) from None
+        raise MeshError(
+            Code.POLICY_STORE_UNAVAILABLE,
+            hint="Its last answer was lost, so the change may have been made: look before you repeat it."
+            if lost
+            else "",
+        )
+
+    async def _before(self, request: _Request, deadline_s: float) -> Before:
+        """The records, the op and the members, all as of one revision."""
+        home, tenant = self._home, request.tenant
+        reads = [
+            Range(layout.policy_key(home, tenant)),
+            Range(layout.op_key(home, tenant, request.op_id)),
+            Range(layout.head_key(shard_of(home, tenant))),
+            Range(*layout.GRANTS),
+        ]
+        if request.key_id is not None:
+            reads.append(Range(layout.key_key(home, tenant, request.key_id)))
+        seen = self._seen
+        answer = await self._store.txn((), reads, timeout_s=self._left_s(deadline_s))
+        read = self._clock.instant()
+        if answer.revision < seen:
+            self._went_back = True
+        self._seen = max(seen, answer.revision)
+        if self._went_back:
+            # What it has lost, and who the members of the lost history were, cannot be known from here.
+            hint = "It shows an older state than before: it was restored. Nothing is changed until it was recovered."
+            raise MeshError(Code.POLICY_STORE_UNAVAILABLE, hint=hint)
+        record, op, _, _, *key = (result.items[0] if result.items else None for result in answer.ranges)
+        held = key[0] if key else None
+        known = tenant_record(record, self._trust) if record else None
+        if record is not None and known is None:
+            # Readers refuse it as it is; to write over it could widen what it was meant to be.
+            raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
+        return Before(
+            tenant=known,
+            tenant_at=record.mod_revision if record else 0,
+            key=key_record(held, self._trust) if held else None,
+            key_at=held.mod_revision if held else 0,
+            op=_mark(op),
+            number=_number(answer.ranges[2]),
+            members=members_of(answer.ranges[3].items),
+            read=read,
+        )
+
+    def _signed(self, draft: Draft) -> list[Put]:
+        """The records to be put, the tenant's first: a reader takes a key only after its tenant."""
+        signer, epoch, policy = self._signer, self._trust.epoch, draft.tenant.policy
+        if signer is None:
+            hint = f"regions/{self._home}.yaml has no 'policy_keys', so the region cannot be a tenant's home."
+            raise MeshError(Code.INVALID_SETTINGS, hint=hint)
+        puts = [Put(layout.policy_key(self._home, policy.tenant), encode_tenant(draft.tenant, signer, epoch))]
+        if draft.key is not None:
+            at = layout.key_key(self._home, policy.tenant, draft.key.key.key_id)
+            puts.append(Put(at, encode_key(draft.key, signer, epoch)))
+        return puts
+
+    async def _write_down(self, draft: Draft, puts: list[Put], deadline_s: float) -> list[int]:
+        """Keeps what was signed before it is sent: what may be in the store is in the ledger."""
+        revision = draft.tenant.policy.revision
+        try:
+            async with self._clock.timeout(self._left_s(deadline_s)):
+                return [await self._journal.signed(put.key, put.value, self._trust.epoch, revision) for put in puts]
+        except TimeoutError:
+            pass
+        raise MeshError(Code.INTERNAL_ERROR, hint="The region's ledger does not answer; nothing was changed.")
+
+    async def _commit(
+        self, before: Before, draft: Draft, puts: list[Put], request: _Request, deadline_s: float
+    ) -> Outcome | None:
+        """What was made; None when another change came first."""
+        revision = draft.tenant.policy.revision
+        op_at = layout.op_key(self._home, request.tenant, request.op_id)
+        head = layout.head_key(shard_of(self._home, request.tenant))
+        compares = [Compare(put.key, at) for put, at in zip(puts, (before.tenant_at, before.key_at), strict=False)]
+        mark = OpMark(
+            revision=revision, asked=request.asked, shrink=draft.shrink, key_id=draft.key_id, drain_s=draft.drain_s
+        )
+        ops: list[Op] = [
+            *puts,
+            Put(head, encode_head(puts[-1].key)),
+            Put(op_at, encode_op(mark)),
+            Range(head),
+            Range(*layout.GRANTS),
+        ]
+        answer = await self._store.txn([*compares, Compare(op_at, 0)], ops, timeout_s=self._left_s(deadline_s))
+        committed = self._clock.instant()
+        if not answer.succeeded:
+            return None
+        self._seen = max(self._seen, answer.revision)
+        return Outcome(
+            tenant=draft.tenant,
+            key=draft.key,
+            changed=True,
+            revision=revision,
+            op_id=request.op_id,
+            resumed=False,
+            number=_number(answer.ranges[0]),
+            members=members_of(answer.ranges[1].items),
+            shrink=draft.shrink,
+            key_id=draft.key_id,
+            drain_s=draft.drain_s,
+            committed=committed,
+        )
+
+    async def read(self, key: str, end: str | None) -> AsyncGenerator[KeyValue]:
+        """A range in pages, as of one revision."""
+        deadline_s, revision = self._clock.now_s() + DEADLINE_S, 0
+        while True:
+            try:
+                answer = await self._store.range(
+                    Range(key, end, limit=_PAGE, revision=revision), timeout_s=self._left_s(deadline_s)
+                )
+            except StoreUnavailableError:
+                raise MeshError(Code.POLICY_STORE_UNAVAILABLE) from None
+            except StoreDeniedError:
+                raise MeshError(
+                    Code.INTERNAL_ERROR, hint="The control store refuses this program's certificate."
+                ) from None
+            revision = revision or answer.revision
+            for item in answer.items:
+                yield item
+            if not answer.more:
+                return
+            key = answer.items[-1].key + "\0"
+
+    def _left_s(self, deadline_s: float) -> float:
+        return min(_CALL_S, deadline_s - self._clock.now_s())
+
+
+def existing(before: Before) -> TenantRecord:
+    """The tenant's record; `tenant_not_found` where there is none."""
+    if before.tenant is None:
+        raise MeshError(Code.TENANT_NOT_FOUND)
+    return before.tenant
+
+
+def _told(before: Before, mark: OpMark, request: _Request, *, resumed: bool) -> Outcome:
+    """What an op key tells of a change that was made."""
+    if mark.asked != request.asked:
+        raise MeshError(Code.INVALID_PARAMETER, param="op_id", hint="It was another change's; leave it out.")
+    return Outcome(
+        tenant=existing(before),
+        key=before.key,
+        changed=True,
+        revision=mark.revision,
+        op_id=request.op_id,
+        resumed=resumed,
+        # As of now, so at least as high as in the commit: whoever has applied this has applied that.
+        number=before.number,
+        members=before.members,
+        shrink=mark.shrink,
+        key_id=mark.key_id,
+        drain_s=mark.drain_s,
+        committed=before.read,
+    )
+
+
+def _unchanged(before: Before, draft: Draft, request: _Request) -> Outcome:
+    """What stands already. Whoever asked for it may have gone before it held everywhere, so it is waited for again."""
+    return Outcome(
+        tenant=draft.tenant,
+        key=draft.key,
+        changed=False,
+        revision=draft.tenant.policy.revision,
+        op_id=request.op_id,
+        resumed=False,
+        number=before.number,
+        members=before.members,
+        shrink=draft.shrink,
+        key_id=draft.key_id,
+        drain_s=draft.tenant.policy.drain_s,
+        committed=before.read,
+    )
+
+
+def _number(head: RangeResult) -> int:
+    return head.items[0].version if head.items else 0
+
+
+def _mark(item: KeyValue | None) -> OpMark | None:
+    try:
+        return decode_op(item.value) if item else None
+    except RecordError:
+        pass
+    raise MeshError(Code.INTERNAL_ERROR, hint="An op's record in the control store is not valid.")
+
+
+def tenant_record(item: KeyValue, trust: Trust) -> TenantRecord | None:
+    """The tenant's record that stands at a key, or None."""
+    at = layout.parse(item.key)
+    if not isinstance(at, layout.PolicyKey):
+        return None
+    try:
+        return decode_tenant(at, item.value, trust)
+    except RecordError:
+        return None
+
+
+def key_record(item: KeyValue, trust: Trust) -> KeyRecord | None:
+    """The record of a key that stands at a key, or None."""
+    at = layout.parse(item.key)
+    if not isinstance(at, layout.KeyKey):
+        return None
+    try:
+        return decode_key(at, item.value, trust)
+    except RecordError:
+        return None
