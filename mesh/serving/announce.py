@@ -1,7 +1,8 @@
 """Tells every gateway of the region what this process serves: a `Fleet` stream to each is its membership.
 
 Each stream looks after itself: it reports at once, at every change, and once a second; it starts anew when it breaks
-and when its gateway falls silent. Nothing here waits for a gateway to be there.
+and when its gateway falls silent. Nothing here waits for a gateway to be there. Each report is a ping as well, and what
+the gateway answers says how long this process may work on: `leases` keeps that.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import grpc
 import grpc.aio
 
 from mesh.ports import Clock
+from mesh.serving.leases import Fence, Hold, Leases, Source
 from mesh.settings import Address
 from mesh.telemetry import Log
 from mesh.tls import grpc_channel_credentials, grpc_channel_options
-from mesh.types import RegionId, Role
+from mesh.types import KeyId, PolicyNumber, RegionId, Role, TenantId
 from mesh.v1 import fleet_pb2 as pb
 from mesh.v1.fleet_pb2_grpc import FleetStub
 
@@ -51,12 +53,13 @@ class Membership:
 class Announcer:
     """Keeps a stream to every gateway. Belongs to one event loop."""
 
-    def __init__(self, membership: Membership, report: MakeReport, clock: Clock, log: Log) -> None:
+    def __init__(self, membership: Membership, report: MakeReport, leases: Leases, clock: Clock, log: Log) -> None:
         self._membership = membership
         self._report = report
+        self._leases = leases
         self._clock = clock
         self._log = log
-        self._lines = [_Line(address) for address in membership.gateways]
+        self._lines = [_Line(address, leases.source()) for address in membership.gateways]
 
     def changed(self) -> None:
         """Something in the report is different now."""
@@ -75,7 +78,7 @@ class Announcer:
     async def settle(self, timeout_s: float) -> None:
         """Waits until every gateway that is joined has confirmed what is true now, or until `timeout_s` have passed."""
         for line in self._lines:
-            line.wanted = line.number + 1
+            line.wanted = self._leases.last_ping + 1
             line.settled.clear()
             line.changed.set()
         try:
@@ -107,7 +110,8 @@ class Announcer:
     async def _join(self, line: _Line, stub: FleetStub) -> tuple[str, bool]:
         """One stream, from its beginning to its end. Why it ended, and whether the gateway ever confirmed anything."""
         call: grpc.aio.StreamStreamCall[pb.ReplicaReport, pb.ReplicaSeen] = stub.Join()  # pyright: ignore[reportAssignmentType]
-        first = line.number
+        first = self._leases.last_ping
+        line.source.begin()
         try:
             # Neither side raises for the stream's end: in a group that would take precedence over being cancelled.
             async with asyncio.TaskGroup() as tasks:
@@ -123,9 +127,11 @@ class Announcer:
     async def _write(self, line: _Line, call: grpc.aio.StreamStreamCall[pb.ReplicaReport, pb.ReplicaSeen]) -> None:
         while True:
             line.changed.clear()
-            line.number += 1
+            # The moment of sending is taken before anything else: too early only shortens what is allowed.
+            report = self._report(line.source.ping())
+            report.heard = line.source.heard
             try:
-                await call.write(self._report(line.number))
+                await call.write(report)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the stream is over; the reader finds out why
             # Changes come in crowds (a step of the engine ends several sequences): one report tells of them all.
@@ -158,9 +164,26 @@ class Announcer:
             if not line.joined:
                 line.joined = line.told = True
                 self._log.info("replica.joined_gateway", port=line.address.port)
+            line.source.said(seen.message, *_said(seen))
             line.confirmed = seen.number
             if line.confirmed >= line.wanted:
                 line.settled.set()
+
+
+def _said(seen: pb.ReplicaSeen) -> tuple[list[Hold], list[Fence]]:
+    holds = [
+        Hold(TenantId(hold.tenant), hold.ping, hold.left_ms / 1000, PolicyNumber(hold.moves, hold.shard_number))
+        for hold in seen.holds
+    ]
+    fences = [
+        Fence(
+            TenantId(fence.tenant),
+            PolicyNumber(fence.moves, fence.shard_number),
+            KeyId(fence.key_id) if fence.key_id else None,
+        )
+        for fence in seen.fences
+    ]
+    return holds, fences
 
 
 _SILENT = "DEADLINE_EXCEEDED"
@@ -169,17 +192,18 @@ _SILENT = "DEADLINE_EXCEEDED"
 class _Line:
     """One gateway.
 
-    `number` is of the last report that was written, `confirmed` of the last that it saw, `wanted` of the one that
-    `settle` waits for. `told` keeps a gateway that never answered to one line in the log.
+    `confirmed` is the last report that it saw, `wanted` the one that `settle` waits for. `told` keeps a gateway that
+    never answered to one line in the log.
     """
 
-    __slots__ = ("address", "changed", "confirmed", "joined", "number", "settled", "told", "wanted")
+    __slots__ = ("address", "changed", "confirmed", "joined", "settled", "source", "told", "wanted")
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, source: Source) -> None:
         self.address = address
+        self.source = source
         self.changed = asyncio.Event()
         self.settled = asyncio.Event()
         self.joined = self.told = False
-        self.number = 0
         self.confirmed = 0
         self.wanted = 0
+        source.on_heard = self.changed.set

@@ -1,12 +1,14 @@
 """Turns token ids into vectors with a BERT-like model: mean over the tokens, then length 1.
 
-A thread of its own runs batches of up to `slots` inputs, in the order in which they came, whoever sent them.
+A thread of its own runs batches of up to `slots` inputs, in the order in which they came, whoever sent them; fewer at
+once where a batch of that many would take too long to be stopped in time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +17,15 @@ import torch
 from transformers import PreTrainedModel
 
 from mesh.errors import Code, MeshError
-from mesh.serving.engine import Generation, Stats, Stream
+from mesh.serving.engine import Generation, Stats, Stay, Stream
 from mesh.serving.sampling import check_prompt
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.types import ModelKind
+
+STEP_S = 0.5
+"""No batch is so large that it takes longer, where a single input does not."""
+ROOM = 2.0
+"""How many times longer than at start a batch may take: the machine may be busier then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class _Call:
     done: asyncio.Future[None]
     vectors: list[list[float]]
     missing: int
+    stay: Stay
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -72,6 +80,8 @@ class EmbeddingEngine:
         self._started = threading.Event()
         self._thread: threading.Thread | None = None
         self._loaded: LoadedEncoder | None = None
+        self._batch = slots
+        self._longest_step_s = 0.0
 
     @property
     def kind(self) -> ModelKind:
@@ -89,7 +99,7 @@ class EmbeddingEngine:
         return self._model().tokenizer
 
     def start(self) -> None:
-        """Loads, and embeds one token.
+        """Loads, embeds one token, and measures its longest step.
 
         Raises:
             MeshError: START_FAILED when that fails.
@@ -101,7 +111,12 @@ class EmbeddingEngine:
         if self._dead is not None:
             raise MeshError(Code.START_FAILED, hint=f"The model does not run: {self._dead}.")
 
-    def submit(self, generations: Sequence[Generation]) -> list[Stream]:
+    @property
+    def longest_step_s(self) -> float:
+        """What a batch may take at most, measured at start with room to spare."""
+        return self._longest_step_s
+
+    def submit(self, generations: Sequence[Generation], stay: Stay) -> list[Stream]:
         """This model does not generate.
 
         Raises:
@@ -109,11 +124,12 @@ class EmbeddingEngine:
         """
         raise MeshError(Code.UNSUPPORTED_OPERATION, param="model")
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def embed(self, inputs: Sequence[Sequence[int]], stay: Stay) -> list[list[float]]:
         """A vector of length 1 for each input, in their order. All are taken or none.
 
         Raises:
-            MeshError: INVALID_PARAMETER or CONTEXT_LENGTH_EXCEEDED with `input[i]`, NO_CAPACITY, REPLICA_FAILED.
+            MeshError: INVALID_PARAMETER or CONTEXT_LENGTH_EXCEEDED with `input[i]`, NO_CAPACITY, REPLICA_FAILED,
+                POLICY_STALE when `stay` ends first.
         """
         vocabulary_size = self.tokenizer.vocabulary_size
         for number, tokens in enumerate(inputs):
@@ -127,7 +143,7 @@ class EmbeddingEngine:
         if not inputs:
             return []
         loop = asyncio.get_running_loop()
-        call = _Call(loop, loop.create_future(), [[] for _ in inputs], len(inputs))
+        call = _Call(loop, loop.create_future(), [[] for _ in inputs], len(inputs), stay)
         new = [_Input(call, number, list(tokens)) for number, tokens in enumerate(inputs)]
         with self._change:
             if self._dead is not None or self._stopping:
@@ -137,14 +153,19 @@ class EmbeddingEngine:
                 raise MeshError(Code.NO_CAPACITY, hint=f"A replica holds {room} inputs: send fewer at once.")
             if len(self._waiting) + len(self._running) + len(new) > room:
                 raise MeshError(Code.NO_CAPACITY)
+            for _ in new:
+                stay.entered()
             self._waiting.extend(new)
             self._change.notify()
         try:
             await call.done
         finally:  # a caller that has gone gives its places back; what is in the batch leaves with it
             with self._change:
-                if call.missing:
+                waited = [waiting for waiting in self._waiting if waiting.call is call]
+                if waited:
                     self._waiting = deque(waiting for waiting in self._waiting if waiting.call is not call)
+            for _ in waited:
+                stay.left()
         return call.vectors
 
     def stats(self) -> Stats:
@@ -178,6 +199,7 @@ class EmbeddingEngine:
             torch.set_num_threads(self._threads)
             with torch.inference_mode():
                 self._vectors([[0]])
+                self._measure()
                 self._started.set()
                 while self._take_batch():
                     self._step()
@@ -186,6 +208,20 @@ class EmbeddingEngine:
         self._end(fault)
         self._started.set()
 
+    def _measure(self) -> None:
+        """Finds the largest batch of the longest inputs that does not take too long, and what it may take."""
+        batch, took_s = 1, self._time_batch(1)
+        while batch < self._slots and took_s * ROOM * 2 <= STEP_S:
+            batch = min(batch * 2, self._slots)
+            took_s = self._time_batch(batch)
+        self._batch = batch
+        self._longest_step_s = ROOM * max(took_s, self._time_batch(batch))
+
+    def _time_batch(self, batch: int) -> float:
+        began_s = time.monotonic()
+        self._vectors([[0] * self._context for _ in range(batch)])
+        return time.monotonic() - began_s
+
     def _take_batch(self) -> bool:
         """Waits for work; False when it is time to stop."""
         with self._change:
@@ -193,31 +229,37 @@ class EmbeddingEngine:
                 self._change.wait()
             if self._stopping:
                 return False
-            while self._waiting and len(self._running) < self._slots:
+            while self._waiting and len(self._running) < self._batch:
                 self._running.append(self._waiting.popleft())
             return True
 
     def _step(self) -> None:
-        batch = self._running
+        batch = [item for item in self._running if item.call.stay.may_go_on()]
+        vectors: dict[_Input, list[float] | None] = {}
         try:
-            vectors: list[list[float] | None] = list(self._vectors([item.tokens for item in batch]))
+            if batch:
+                vectors = dict(zip(batch, self._vectors([item.tokens for item in batch]), strict=True))
         except Exception:  # noqa: BLE001 - one of the inputs, or the model: trying it alone tells which
             self._vectors([[0]])
-            vectors = [self._vector_or_none(item.tokens) for item in batch]
+            vectors = {item: self._vector_or_none(item.tokens) for item in batch if item.call.stay.may_go_on()}
         with self._change:
-            self._running = []
-        finished: dict[_Call, None] = {}
-        for item, vector in zip(batch, vectors, strict=True):
+            taken, self._running = self._running, []
+        finished: dict[_Call, Code | None] = {}
+        for item in taken:
             item.tokens.clear()
+            call, code = item.call, Code.REPLICA_FAILED if item in vectors else Code.POLICY_STALE
+            vector = vectors.get(item)
             if vector is None:
-                item.call.missing = -1
-            elif item.call.missing > 0:
-                item.call.vectors[item.number] = vector
-                item.call.missing -= 1
-            if item.call.missing <= 0:
-                finished[item.call] = None
-        for call in finished:
-            _finish(call, Code.REPLICA_FAILED if call.missing else None)
+                call.missing = -1
+                finished.setdefault(call, code)
+            elif call.missing > 0:
+                call.vectors[item.number] = vector
+                call.missing -= 1
+                if call.missing == 0:
+                    finished[call] = None
+            call.stay.left()
+        for call, code in finished.items():
+            _finish(call, code)
 
     def _vector_or_none(self, tokens: list[int]) -> list[float] | None:
         try:
@@ -242,12 +284,13 @@ class EmbeddingEngine:
     def _end(self, fault: str) -> None:
         with self._change:
             self._dead = self._dead or fault
-            calls = {item.call: None for item in (*self._running, *self._waiting)}
+            left = [*self._running, *self._waiting]
             self._running = []
             self._waiting.clear()
             self._loaded = None
-        for call in calls:
-            _finish(call, Code.REPLICA_FAILED)
+        for item in left:
+            item.call.stay.left()
+            _finish(item.call, Code.REPLICA_FAILED)
 
 
 def _finish(call: _Call, code: Code | None) -> None:

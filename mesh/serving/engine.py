@@ -97,10 +97,41 @@ class Stats:
     kv_used: float
 
 
+class Stay(Protocol):
+    """The right of a call's sequences to be in an engine, which may end at any moment. Any thread may ask."""
+
+    def may_go_on(self) -> bool:
+        """Whether a step that begins now, and takes no longer than `Engine.longest_step_s`, ends in time."""
+        ...
+
+    def entered(self) -> None:
+        """A sequence has got a place, in the queue or in a slot."""
+        ...
+
+    def left(self) -> None:
+        """It has given it back: no step computes with it any more. Exactly once for each `entered`."""
+        ...
+
+
+class _Unbounded:
+    def may_go_on(self) -> bool:
+        return True
+
+    def entered(self) -> None:
+        pass
+
+    def left(self) -> None:
+        pass
+
+
+UNBOUNDED: Stay = _Unbounded()
+"""For what no tenant sent."""
+
+
 class Stream(Protocol):
     """One running sequence. Ends after the delta with `finish`.
 
-    Iterating raises `MeshError(REPLICA_FAILED)` when the engine has died.
+    Iterating raises `MeshError`: REPLICA_FAILED when the engine has died, POLICY_STALE when it may not go on.
     """
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
@@ -149,8 +180,15 @@ class Engine(Protocol):
         """Loads and warms up; blocks, off the event loop. Ready when it returns."""
         ...
 
-    def submit(self, generations: Sequence[Generation]) -> list[Stream]:
+    @property
+    def longest_step_s(self) -> float:
+        """What a step may take at most, measured at start with room to spare: no cancelling ends a step."""
+        ...
+
+    def submit(self, generations: Sequence[Generation], stay: Stay) -> list[Stream]:
         """Queues all of them or none. Must be called on a running event loop; the streams belong to it.
+
+        No step begins for a sequence whose `stay` may not go on: it leaves its slot instead.
 
         Raises:
             MeshError: NO_CAPACITY when they do not all fit in slots and queue; REPLICA_FAILED when the engine has
@@ -158,11 +196,13 @@ class Engine(Protocol):
         """
         ...
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def embed(self, inputs: Sequence[Sequence[int]], stay: Stay) -> list[list[float]]:
         """A vector of length 1 for each input of token ids. Cancelling the caller frees the place.
 
+        No batch begins with an input whose `stay` may not go on.
+
         Raises:
-            MeshError: As `submit`.
+            MeshError: As `submit`; POLICY_STALE when it may not go on.
         """
         ...
 

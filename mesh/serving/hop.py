@@ -1,7 +1,8 @@
 """One hop: a gateway's request in, a run of frames out (see `mesh.content.frames`).
 
-Everything that can be refused is refused before it queues, in the order of the contract: JSON, model, operation,
-fields and context, capacity. When the gateway closes the connection, this task is cancelled and its sequences end.
+Everything that can be refused is refused before it queues: a hop without a lease before its body is asked for, then
+in the order of the contract: JSON, model, operation, fields and context, capacity. When the gateway closes the
+connection, this task is cancelled and its sequences end; when its lease ends it is cut as well, and says so.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from mesh.serving import openai_json, render_json, render_protobuf
 from mesh.serving.answers import AnswerLine, Choice, Renderer
 from mesh.serving.engine import Delta, Engine, FinishReason, Stream, TokenLogprob
 from mesh.serving.hosted import ModelHost
+from mesh.serving.leases import Leases, Stay
 from mesh.serving.parameters import read_call, read_model
 from mesh.serving.prepare import Work, off_loop, prepare_chat, prepare_completion, prepare_embedding
 from mesh.serving.protobuf import Parcel
 from mesh.serving.requests import Call, ChatCall, CompletionCall, EmbeddingCall, Options
 from mesh.telemetry import Log
 from mesh.tls import identity_of
-from mesh.types import OPERATIONS_OF, Operation, RegionId, Role, Usage
+from mesh.types import OPERATIONS_OF, KeyId, Operation, RegionId, Role, TenantId, Usage
 
 MAX_CALL_S = 300.0
 """No call may take longer, whatever its gateway says."""
@@ -38,18 +40,22 @@ _HEAD = ((b"content-type", CONTENT_TYPE), (b"cache-control", b"no-store"))
 class Hop:
     """Handles the requests of one replica process."""
 
-    def __init__(self, region: RegionId, host: ModelHost, max_body_bytes: int, clock: Clock, log: Log) -> None:
+    def __init__(
+        self, region: RegionId, host: ModelHost, leases: Leases, max_body_bytes: int, clock: Clock, log: Log
+    ) -> None:
         """A handler.
 
         Args:
             region: Only this region's gateways may call.
             host: The models.
+            leases: How long what is called for may be worked on.
             max_body_bytes: As the doors have it.
             clock: For deadlines and `created`.
             log: Takes faults of our own.
         """
         self._region = region
         self._host = host
+        self._leases = leases
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._log = log
@@ -63,7 +69,7 @@ class Hop:
         answer = _Answer(request)
         try:
             async with self._clock.timeout(_timeout_s(request)):
-                await self._serve(request, answer)
+                await self._admit(request, answer)
                 return
         except TimeoutError:
             error = MeshError(Code.DEADLINE_EXCEEDED)
@@ -75,21 +81,49 @@ class Hop:
             error = self._bug(bug)
         await answer.fail(error)
 
-    async def _serve(self, request: Request, answer: _Answer) -> None:
+    async def _admit(self, request: Request, answer: _Answer) -> None:
+        """Serves it as long as its lease lasts."""
         operation = _OPERATIONS.get(request.path)
         if operation is None or request.method != "POST":
             raise MeshError(Code.NOT_FOUND)
+        key_id = _header(request, b"mesh-key")
+        stay = self._leases.admit(
+            request.header(b"mesh-lease"),
+            TenantId(_header(request, b"mesh-tenant")),
+            KeyId(key_id) if key_id else None,
+        )
+        scope = asyncio.timeout(None)
+        stay.on_end = lambda: scope.reschedule(0)
+        try:
+            async with scope:
+                await self._serve(request, operation, stay, answer)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            cut = True
+        else:
+            cut = False
+        finally:
+            stay.close()
+        if cut:
+            raise MeshError(Code.POLICY_STALE)
+
+    async def _serve(self, request: Request, operation: Operation, stay: Stay, answer: _Answer) -> None:
         body = await request.body(self._max_body_bytes)
+        stay.check()
         try:
             call, engine = await self._read(request, operation, body)
         finally:
             body[:] = bytes(len(body))
         model = _header(request, b"mesh-model")
         if isinstance(call, EmbeddingCall):
-            await self._embed(call, engine, model, answer, json_=_is_json(request))
+            await self._embed(call, engine, stay, model, answer, json_=_is_json(request))
             return
         work = await (prepare_chat if isinstance(call, ChatCall) else prepare_completion)(call, engine)  # pyright: ignore[reportArgumentType]
-        await _Generation(work, self._renderer(request, call, model), call.options, answer, self._clock).run(engine)
+        stay.check()
+        await _Generation(work, self._renderer(request, call, model), call.options, answer, self._clock).run(
+            engine, stay
+        )
 
     async def _read(self, request: Request, operation: Operation, body: bytearray) -> tuple[Call, Engine]:
         streamed = request.header(b"mesh-stream") == b"1"
@@ -130,7 +164,9 @@ class Hop:
             return kind(line, logprobs=logprobs, include_usage=usage)
         return (render_protobuf.ProtobufChat if chat else render_protobuf.ProtobufCompletion)(line, include_usage=usage)
 
-    async def _embed(self, call: EmbeddingCall, engine: Engine, model: str, answer: _Answer, *, json_: bool) -> None:
+    async def _embed(
+        self, call: EmbeddingCall, engine: Engine, stay: Stay, model: str, answer: _Answer, *, json_: bool
+    ) -> None:
         inputs = await prepare_embedding(call, engine)
         stats = engine.stats()
         # What fits goes at once. A list longer than the engine could ever hold goes in runs, so that it is served.
@@ -138,7 +174,8 @@ class Hop:
         vectors: list[Sequence[float]] = []
         for start in range(0, len(inputs), run):
             part = inputs[start : start + run]
-            vectors += await engine.embed(part)
+            stay.check()
+            vectors += await engine.embed(part, stay)
             answer.usage = Usage(answer.usage.prompt_tokens + sum(map(len, part)), 0)
             if len(vectors) < len(inputs):
                 await answer.send(FrameKind.PROGRESS)
@@ -220,8 +257,8 @@ class _Generation:
         self._writing = asyncio.Lock()
         self._told_s: float | None = None
 
-    async def run(self, engine: Engine) -> None:
-        streams = engine.submit(self._work.generations)
+    async def run(self, engine: Engine, stay: Stay) -> None:
+        streams = engine.submit(self._work.generations, stay)
         try:
             if len(streams) == 1:
                 await self._read(0, streams[0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mesh.errors import Code, MeshError
 from mesh.ports import Clock
-from mesh.serving.engine import Engine, Generation, Sampling, Stats
+from mesh.serving.engine import UNBOUNDED, Engine, Generation, Sampling, Stats
 from mesh.settings import Model
 from mesh.telemetry import Log
 from mesh.types import ModelId, ModelKind, ReplicaState
@@ -75,6 +75,10 @@ class ModelHost:
             took_s = round(self._clock.now_s() - began_s, 3)
             self._log.info("replica.model_ready", model=row.model.id, duration_s=took_s)
 
+    def longest_step_s(self) -> float:
+        """The longest step of all engines that have started."""
+        return max((row.engine.longest_step_s for row in self._rows.values() if row.engine is not None), default=0.0)
+
     def take(self, model: str) -> Engine:
         """The engine that serves a model.
 
@@ -131,10 +135,10 @@ def _stats(row: _Hosted) -> Stats:
 
 async def _probe(engine: Engine) -> None:
     if engine.kind is ModelKind.EMBEDDING:
-        await engine.embed([engine.tokenizer.encode("ready")])
+        await engine.embed([engine.tokenizer.encode("ready")], UNBOUNDED)
         return
     ids = engine.tokenizer.encode("ready")
-    (stream,) = engine.submit([Generation(ids, Sampling(max_tokens=1, temperature=0.0))])
+    (stream,) = engine.submit([Generation(ids, Sampling(max_tokens=1, temperature=0.0))], UNBOUNDED)
     try:
         async for _ in stream:
             pass

@@ -77,8 +77,20 @@ async def prepare_embedding(call: EmbeddingCall, engine: Engine) -> list[Sequenc
 
 
 async def off_loop(size: int, work: Callable[[], _Made]) -> _Made:
-    """Does `work` at once where `size`, in bytes or characters of a body, is small, else on a thread."""
-    return work() if size <= _INLINE_SIZE else await asyncio.to_thread(work)
+    """Does `work` at once where `size`, in bytes or characters of a body, is small, else on a thread.
+
+    Nothing stops a thread: a caller that is cancelled waits for it, so that what has ended does not go on there.
+    """
+    if size <= _INLINE_SIZE:
+        return work()
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # nobody else will look
+        raise
 
 
 async def _encode_all(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -32,6 +33,7 @@ from mesh.serving.engine import Engine
 from mesh.serving.hop import MAX_CALL_S, Hop
 from mesh.serving.hosted import EngineFactory, ModelHost
 from mesh.serving.hygiene import protect_process
+from mesh.serving.leases import Leases
 from mesh.settings import Address, Deployment, Model, Region, Settings, load
 from mesh.telemetry import Log, speak_through
 from mesh.tls import check_tls13, prepare_process, server_context
@@ -40,6 +42,8 @@ from mesh.v1 import fleet_pb2 as pb
 
 BUSY_LOOK_S = 0.05
 IDLE_LOOK_S = 0.5
+TICK_S = 0.05
+"""How often deadlines are looked at."""
 SETTLE_S = 2.0
 """How long the gateways have to confirm that this replica drains, before it refuses calls."""
 _STATES = {
@@ -98,7 +102,8 @@ class Replica:
         membership = Membership(
             pki=place.settings.pki, region=place.region.id, gateways=[g.internal for g in place.region.gateways]
         )
-        self._announcer = Announcer(membership, self._report, clock, log)
+        self._leases = Leases(self.id, clock)
+        self._announcer = Announcer(membership, self._report, self._leases, clock, log)
 
     def sequences(self) -> int:
         """Running and waiting, over all models."""
@@ -123,7 +128,14 @@ class Replica:
             MeshError: START_FAILED where a model does not come up or the port is not fit.
         """
         settings, region = self._place.settings, self._place.region
-        hop = Hop(region.id, self._host, settings.max_body_bytes, self._clock, self._log)
+        hop = Hop(region.id, self._host, self._leases, settings.max_body_bytes, self._clock, self._log)
+        loop = asyncio.get_running_loop()
+
+        def settle_soon() -> None:
+            with contextlib.suppress(RuntimeError):  # a loop that was closed has nobody to tell
+                loop.call_soon_threadsafe(self._leases.settle)
+
+        self._leases.on_gone = settle_soon
         context = server_context(settings.pki, region.id, Role.REPLICA)
         async with listen(hop.handle, self._place.host, 0, tls=context, fault=_fault) as server:
             await check_tls13(self._place.host, server.port)
@@ -133,6 +145,7 @@ class Replica:
                 background = [
                     tasks.create_task(self._announcer.run(), name="announcer"),
                     tasks.create_task(self._watch(died), name="replica-watch"),
+                    tasks.create_task(self._keep_deadlines(), name="replica-deadlines"),
                     tasks.create_task(self._start(ready), name="replica-start"),
                 ]
                 try:
@@ -146,8 +159,13 @@ class Replica:
             raise self._failed
 
     async def _start(self, ready: Callable[[], None]) -> None:
+        def changed() -> None:
+            # Before anything is sent here for a model that has just become ready.
+            self._leases.step_s = self._host.longest_step_s()
+            self._announcer.changed()
+
         try:
-            await self._host.start(self._announcer.changed)
+            await self._host.start(changed)
         except MeshError as error:
             self._failed = error
             self.stop()
@@ -162,6 +180,12 @@ class Replica:
         self._host.closed = True
         await server.drain(MAX_CALL_S)
         self._log.info("replica.drained", replica=self.id)
+
+    async def _keep_deadlines(self) -> None:
+        """Ends what has reached its deadline, whether or not anybody is heard of."""
+        while True:
+            self._leases.tick()
+            await self._clock.sleep(TICK_S)
 
     async def _watch(self, died: Callable[[], None]) -> None:
         """Announces every change of load or state: engines change them on threads of their own."""

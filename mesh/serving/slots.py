@@ -9,8 +9,8 @@ row is where a prompt is read in. A row is wiped when its sequence leaves, howev
 from __future__ import annotations
 
 import contextlib
-import mmap
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +19,30 @@ import torch
 from transformers import PreTrainedModel
 
 from mesh.errors import Code, MeshError
-from mesh.serving.engine import Alternative, FinishReason, Generation, Stats, Stream, TokenLogprob
+from mesh.serving.engine import (
+    Alternative,
+    FinishReason,
+    Generation,
+    Sampling,
+    Stats,
+    Stay,
+    Stream,
+    TokenLogprob,
+)
 from mesh.serving.sampling import Draw, check, choose, draw_of, log_probabilities
+from mesh.serving.slot_cache import SlotCache
 from mesh.serving.stopping import TextGate
 from mesh.serving.streams import EngineStream, Mailboxes
 from mesh.serving.tokenizers import Detokenizer, TextTokenizer
 from mesh.types import ModelKind
 
 CHUNK = 256
-"""Prompt tokens read in one step: what a new prompt holds the running sequences up by."""
+"""Prompt tokens read in one step, at most: what a new prompt holds the running sequences up by."""
+SMALLEST_CHUNK = 16
+STEP_S = 0.5
+"""No chunk is so large that a step of it takes longer, where the smallest does not."""
+ROOM = 2.0
+"""How many times longer than at start a step may take: the machine may be busier then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,63 +53,6 @@ class Loaded:
     tokenizer: TextTokenizer
     ends: frozenset[int]
     keep: object = None
-
-
-class SlotCache:
-    """Keys and values, [layers, slots + 1, heads, context, width], as the model's `past_key_values`."""
-
-    # What transformers asks a cache for.
-    is_compileable = False
-    layers: tuple[object, ...] = ()
-    is_sliding = (False,)
-
-    def __init__(self, model: PreTrainedModel, slots: int, context: int) -> None:
-        config = model.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, slots + 1, config.num_key_value_heads, context, width)
-        self.keys = _zeros(shape, model.dtype, model.device)
-        self.values = _zeros(shape, model.dtype, model.device)
-        self._first = self._count = self._length = 0
-        self._rows = self._positions = torch.empty(0, dtype=torch.long, device=model.device)
-
-    def aim(self, first: int, positions: torch.Tensor, length: int) -> None:
-        """Says what the next forward reads and writes: rows from `first`, at `positions` [rows, tokens] each."""
-        self._first, self._count, self._length = first, positions.shape[0], length
-        self._positions = positions
-        self._rows = torch.arange(first, first + self._count, device=positions.device).unsqueeze(1)
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model's layers call this with [rows, heads, tokens, width]."""
-        for store, new in ((self.keys, keys), (self.values, values)):
-            store[layer].transpose(1, 2)[self._rows, self._positions] = new.transpose(1, 2)
-        rows = slice(self._first, self._first + self._count)
-        return self.keys[layer, rows, :, : self._length], self.values[layer, rows, :, : self._length]
-
-    def get_seq_length(self, *_: object) -> int:
-        """Tokens before the next forward."""
-        return max(0, self._length - 1)
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of a row, then wipes them where they were."""
-        for store in (self.keys, self.values):
-            store[:, target, :, :length] = store[:, source, :, :length]
-            store[:, source, :, :length].zero_()
-
-    def wipe(self, row: int, length: int) -> None:
-        """Zeroes the first `length` positions of a row."""
-        for store in (self.keys, self.values):
-            store[:, row, :, :length].zero_()
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on the CPU in pages that take no memory until something is written there."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, dtype.itemsize * torch.Size(shape).numel(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page would reach into rows that are not used
-    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -108,6 +66,7 @@ class _Running:
     text: Detokenizer
     gate: TextGate
     stream: EngineStream
+    stay: Stay
     row: int = -1
     cached: int = 0
     produced: int = 0
@@ -138,7 +97,7 @@ class SlotEngine:
             slots: Sequences that run at once.
             queue_limit: Sequences that may wait.
             threads: CPU threads that torch may use in this process.
-            chunk: Prompt tokens read in one step.
+            chunk: Prompt tokens read in one step, at most.
         """
         self._load = load
         self._context, self._slots, self._queue_limit = context, slots, queue_limit
@@ -156,6 +115,7 @@ class SlotEngine:
         self._loaded: Loaded | None = None
         self._cache: SlotCache | None = None
         self._pieces: list[bytes] = []
+        self._longest_step_s = 0.0
 
     @property
     def kind(self) -> ModelKind:
@@ -173,7 +133,7 @@ class SlotEngine:
         return self._model().tokenizer
 
     def start(self) -> None:
-        """Loads, and computes one token.
+        """Loads, computes one token, and measures its longest step.
 
         Raises:
             MeshError: START_FAILED when that fails.
@@ -187,7 +147,12 @@ class SlotEngine:
         if self._dead is not None:
             raise MeshError(Code.START_FAILED, hint=f"The model does not run: {self._dead}.")
 
-    def submit(self, generations: Sequence[Generation]) -> list[Stream]:
+    @property
+    def longest_step_s(self) -> float:
+        """What a step may take at most, measured at start with room to spare."""
+        return self._longest_step_s
+
+    def submit(self, generations: Sequence[Generation], stay: Stay) -> list[Stream]:
         """Queues all of them or none; see `engine.Engine`. On a running event loop.
 
         Raises:
@@ -209,6 +174,7 @@ class SlotEngine:
                 text=Detokenizer(self._pieces, specials),
                 gate=TextGate(sampling.stop),
                 stream=EngineStream(mailbox),
+                stay=stay,
             )
             sequence.stream.on_cancel(lambda sequence=sequence: self._cancel(sequence))
             new.append(sequence)
@@ -220,11 +186,13 @@ class SlotEngine:
                 raise MeshError(Code.NO_CAPACITY, hint=f"A replica holds {room} sequences: ask for fewer at once.")
             if len(self._waiting) + self._taken() + len(new) > room:
                 raise MeshError(Code.NO_CAPACITY)
+            for _ in new:
+                stay.entered()
             self._waiting.extend(new)
             self._change.notify()
         return [sequence.stream for sequence in new]
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def embed(self, inputs: Sequence[Sequence[int]], stay: Stay) -> list[list[float]]:
         """This model does not embed.
 
         Raises:
@@ -266,9 +234,12 @@ class SlotEngine:
     def _cancel(self, sequence: _Running) -> None:
         with self._change:
             sequence.cancelled = True
-            if sequence in self._waiting:
+            waited = sequence in self._waiting
+            if waited:
                 self._waiting.remove(sequence)
             self._change.notify()
+        if waited:
+            sequence.stay.left()
 
     # The engine's thread.
 
@@ -278,6 +249,7 @@ class SlotEngine:
             torch.set_num_threads(self._threads)
             with torch.inference_mode():
                 self._probe()
+                self._measure()
                 self._started.set()
                 while self._has_work():
                     self._step()
@@ -310,6 +282,7 @@ class SlotEngine:
                     cache.wipe(self._slots, reading.cached)
         for sequence in left:
             sequence.prompt.clear()
+            sequence.stay.left()
             sequence.stream.fail(Code.REPLICA_FAILED)
         self._mailboxes.post()
 
@@ -323,25 +296,88 @@ class SlotEngine:
         if not bool(torch.isfinite(logits).all()):
             raise ArithmeticError
 
+    def _measure(self) -> None:
+        """Finds the largest chunk that keeps a step short, and what a step may take, at the far end of the context.
+
+        The rows' other positions are not written: their memory is not taken before somebody needs it.
+        """
+        chunk = min(SMALLEST_CHUNK, self._chunk, self._context)
+        took_s = self._time_chunk(chunk)
+        while chunk * 2 <= min(self._chunk, self._context) and 2 * took_s * ROOM <= STEP_S:
+            chunk *= 2
+            took_s = self._time_chunk(chunk)
+        self._chunk = chunk
+        self._longest_step_s = ROOM * max(took_s, self._time_chunk(chunk), self._time_decode())
+
+    def _time_chunk(self, chunk: int) -> float:
+        """Reading a last chunk, and moving the whole row to where it goes on."""
+        cache, began_s = self._slot_cache(), time.monotonic()
+        self._forward([[0] * chunk], self._slots, [self._context - chunk])
+        self._wait_for_device()
+        read_s = time.monotonic() - began_s
+        cache.wipe(self._slots, self._context, self._context - chunk)
+        began_s = time.monotonic()
+        cache.move(self._slots, 0, chunk)
+        self._wait_for_device()
+        move_s = (time.monotonic() - began_s) * self._context / chunk
+        cache.wipe(0, chunk)
+        return read_s + move_s
+
+    def _time_decode(self) -> float:
+        """One token for a sequence in every slot, chosen in the dearest way."""
+        cache, began_s = self._slot_cache(), time.monotonic()
+        logits = self._forward([[0]] * self._slots, 0, [self._context - 1] * self._slots)
+        choose(logits, [draw_of(Sampling(max_tokens=1, top_p=0.9, seed=0)) for _ in range(self._slots)])
+        took_s = time.monotonic() - began_s
+        for row in range(self._slots):
+            cache.wipe(row, self._context, self._context - 1)
+        return took_s
+
+    def _wait_for_device(self) -> None:
+        device = self._model().model.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     def _step(self) -> None:
-        for sequence in [sequence for sequence in self._running if sequence.cancelled]:
-            self._leave(sequence)
         reading = self._next_to_read()
         if reading is not None:
             self._read_on(reading)
+        self._let_go()
         if self._running:
             self._decode()
         self._mailboxes.post()
 
+    def _let_go(self) -> None:
+        """Frees the slots of those that were cancelled or may not go on, before a step begins for them."""
+        for sequence in list(self._running):
+            if sequence.cancelled:
+                self._leave(sequence)
+            elif not sequence.stay.may_go_on():
+                self._leave(sequence)
+                sequence.stream.fail(Code.POLICY_STALE)
+
     def _next_to_read(self) -> _Running | None:
+        reading = self._reading
+        if reading is not None and (reading.cancelled or not reading.stay.may_go_on()):
+            self._stop_reading(reading, None if reading.cancelled else Code.POLICY_STALE)
+        while True:
+            with self._change:
+                if self._reading is None and self._waiting and len(self._running) < self._slots:
+                    self._reading = self._waiting.popleft()
+                reading = self._reading
+            if reading is None or reading.stay.may_go_on():
+                return reading
+            self._stop_reading(reading, Code.POLICY_STALE)
+
+    def _stop_reading(self, sequence: _Running, code: Code | None) -> None:
+        """Wipes what was read of a prompt, and gives its place to the next."""
+        self._slot_cache().wipe(self._slots, sequence.cached)
         with self._change:
-            reading = self._reading
-            if reading is not None and reading.cancelled:
-                self._slot_cache().wipe(self._slots, reading.cached)
-                reading = self._reading = None
-            if reading is None and self._waiting and len(self._running) < self._slots:
-                reading = self._reading = self._waiting.popleft()
-            return reading
+            self._reading = None
+        sequence.prompt.clear()
+        sequence.stay.left()
+        if code is not None:
+            sequence.stream.fail(code)
 
     def _read_on(self, sequence: _Running) -> None:
         """One chunk of its prompt; at the end of it the sequence joins the others with its first token."""
@@ -352,11 +388,7 @@ class SlotEngine:
         try:
             logits = self._forward([chunk], self._slots, [start])
         except Exception:  # noqa: BLE001 - this prompt's fault, or the model's: the probe tells which
-            cache.wipe(self._slots, sequence.cached)
-            with self._change:
-                self._reading = None
-            sequence.prompt.clear()
-            sequence.stream.fail(Code.REPLICA_FAILED)
+            self._stop_reading(sequence, Code.REPLICA_FAILED)
             self._probe()
             return
         if sequence.cached < len(sequence.prompt):
@@ -388,6 +420,10 @@ class SlotEngine:
         survivors: list[_Running] = []
         rows: list[torch.Tensor] = []
         for sequence, start in zip(running, starts, strict=True):
+            if not sequence.stay.may_go_on():
+                sequence.stream.fail(Code.POLICY_STALE)
+                sequence.cancelled = True
+                continue
             try:
                 rows.append(self._forward([[sequence.last]], sequence.row, [start]))
                 survivors.append(sequence)
@@ -471,6 +507,7 @@ class SlotEngine:
             if last is not sequence:
                 last.row = sequence.row
                 self._running[last.row] = last
+        sequence.stay.left()
 
     def _slot_cache(self) -> SlotCache:
         if self._cache is None:

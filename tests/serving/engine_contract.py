@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from mesh.errors import Code, MeshError
-from mesh.serving.engine import Delta, Engine, FinishReason, Generation, Sampling, Stream, TokenLogprob
+from mesh.serving.engine import UNBOUNDED, Delta, Engine, FinishReason, Generation, Sampling, Stream, TokenLogprob
 from mesh.types import ModelKind
 
 GREEDY = Sampling(max_tokens=12, temperature=0)
@@ -49,7 +49,7 @@ async def read(stream: Stream) -> Answer:
 
 
 async def generate(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> Answer:
-    (stream,) = engine.submit([Generation(prompt, sampling)])
+    (stream,) = engine.submit([Generation(prompt, sampling)], UNBOUNDED)
     return await read(stream)
 
 
@@ -80,7 +80,7 @@ class GenerationContract:
         assert (engine.kind, engine.context) == (ModelKind.CHAT, 512)
         assert (stats.slots, stats.queue_limit, stats.running, stats.queued, stats.kv_used) == (3, 8, 0, 0, 0)
         with pytest.raises(MeshError) as refusal:
-            await engine.embed([[1]])
+            await engine.embed([[1]], UNBOUNDED)
         assert refusal.value.code is Code.UNSUPPORTED_OPERATION
 
     async def test_greedy_is_the_reference_also_when_sequences_join_and_leave(
@@ -101,7 +101,7 @@ class GenerationContract:
 
         async with asyncio.TaskGroup() as group:
             for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-                (stream,) = engine.submit([Generation(prompt, Sampling(max_tokens=length, temperature=0))])
+                (stream,) = engine.submit([Generation(prompt, Sampling(max_tokens=length, temperature=0))], UNBOUNDED)
                 begun = asyncio.Event()
                 group.create_task(follow(number, stream, begun))
                 if number % 3 == 1:
@@ -147,7 +147,7 @@ class GenerationContract:
         seeds = (7, -(2**63), 2**64 - 1)
         alone = [(await generate(engine, prompt, warm(seed))).text for seed in seeds]
         others = [Generation(self.ask(engine, QUESTIONS[1]), Sampling(max_tokens=8, temperature=1.5)) for _ in range(2)]
-        streams = engine.submit([*others, *(Generation(prompt, warm(seed)) for seed in seeds)])
+        streams = engine.submit([*others, *(Generation(prompt, warm(seed)) for seed in seeds)], UNBOUNDED)
         answers = [await read(stream) for stream in streams]
         assert [answer.text for answer in answers[2:]] == alone
         assert len(set(alone)) > 1
@@ -186,7 +186,7 @@ class GenerationContract:
     async def test_cancelling_frees_the_slot_and_the_place_in_the_queue(self, engine: Engine) -> None:
         prompt = self.ask(engine, QUESTIONS[6])
         long = Generation(prompt, Sampling(max_tokens=400, temperature=0))
-        streams = engine.submit([long] * 5)
+        streams = engine.submit([long] * 5, UNBOUNDED)
         readers = [aiter(stream) for stream in streams]
         for reader in readers[:3]:
             await anext(reader)
@@ -203,7 +203,7 @@ class GenerationContract:
         self, engine: Engine, reference: Callable[[list[int], int], tuple[str, int]]
     ) -> None:
         prompts = [self.ask(engine, question) for question in QUESTIONS[:3]]
-        streams = engine.submit([Generation(prompt, GREEDY) for prompt in prompts])
+        streams = engine.submit([Generation(prompt, GREEDY) for prompt in prompts], UNBOUNDED)
         await anext(aiter(streams[0]))
         streams[0].cancel()
         answers = [await read(stream) for stream in streams[1:]]
@@ -212,16 +212,16 @@ class GenerationContract:
     async def test_all_or_none_are_queued(self, engine: Engine) -> None:
         prompt = self.ask(engine, QUESTIONS[6])
         long = Generation(prompt, Sampling(max_tokens=400, temperature=0))
-        streams = engine.submit([long] * 9)
+        streams = engine.submit([long] * 9, UNBOUNDED)
         for more in (3, 12):
             with pytest.raises(MeshError) as refusal:
-                engine.submit([long] * more)
+                engine.submit([long] * more, UNBOUNDED)
             assert refusal.value.code is Code.NO_CAPACITY
             assert refusal.value.retry_after_s is not None
             assert engine.stats().running + engine.stats().queued == 9
-        streams += engine.submit([long] * 2)
+        streams += engine.submit([long] * 2, UNBOUNDED)
         with pytest.raises(MeshError):
-            engine.submit([long])
+            engine.submit([long], UNBOUNDED)
         for stream in streams:
             stream.cancel()
         assert await settled(engine) == (0, 0)
@@ -229,7 +229,8 @@ class GenerationContract:
     async def test_a_slow_reader_gets_everything_at_once(self, engine: Engine) -> None:
         prompt = self.ask(engine, QUESTIONS[6])
         slow, quick = engine.submit(
-            [Generation(prompt, Sampling(max_tokens=length, temperature=0, top_logprobs=0)) for length in (6, 14)]
+            [Generation(prompt, Sampling(max_tokens=length, temperature=0, top_logprobs=0)) for length in (6, 14)],
+            UNBOUNDED,
         )
         whole = await read(quick)
         merged = await read(slow)
@@ -267,20 +268,20 @@ class GenerationContract:
     async def test_poisonous_sampling_is_refused(self, engine: Engine, change: dict[str, object], param: str) -> None:
         sampling = dataclasses.replace(GREEDY, **change)
         with pytest.raises(MeshError) as refusal:
-            engine.submit([Generation([1, 2, 3], GREEDY), Generation([1, 2, 3], sampling)])
+            engine.submit([Generation([1, 2, 3], GREEDY), Generation([1, 2, 3], sampling)], UNBOUNDED)
         assert (refusal.value.code, refusal.value.param) == (Code.INVALID_PARAMETER, param)
         assert (engine.stats().running, engine.stats().queued) == (0, 0)
 
     @pytest.mark.parametrize("prompt", [[], [-1], [1, 10**9], [1, 2**70], ["1"], [1.0], [None], [True]])
     async def test_poisonous_prompts_are_refused(self, engine: Engine, prompt: list[int]) -> None:
         with pytest.raises(MeshError) as refusal:
-            engine.submit([Generation(prompt, GREEDY)])
+            engine.submit([Generation(prompt, GREEDY)], UNBOUNDED)
         assert (refusal.value.code, refusal.value.param) == (Code.INVALID_PARAMETER, "prompt")
 
     async def test_what_does_not_fit_the_context_is_refused(self, engine: Engine) -> None:
         for length, most in ((engine.context, 1), (1, engine.context), (10, 10**30), (10**6, 1)):
             with pytest.raises(MeshError) as refusal:
-                engine.submit([Generation([1] * length, Sampling(max_tokens=most))])
+                engine.submit([Generation([1] * length, Sampling(max_tokens=most))], UNBOUNDED)
             assert refusal.value.code is Code.CONTEXT_LENGTH_EXCEEDED
 
     async def test_extremes_that_are_allowed_run(self, engine: Engine) -> None:
@@ -302,12 +303,12 @@ class GenerationContract:
         prompt = self.ask(engine, f"Repeat the word {canary}.")
         said = [
             (await generate(engine, prompt, dataclasses.replace(GREEDY, max_tokens=3, stop=(canary,)))).finish,
-            engine.submit([Generation(prompt, GREEDY)])[0].cancel(),
+            engine.submit([Generation(prompt, GREEDY)], UNBOUNDED)[0].cancel(),
             repr(engine),
         ]
         for bad in (Sampling(max_tokens=1, stop=(canary, "")), Sampling(max_tokens=10**6)):
             with pytest.raises(MeshError) as refusal:
-                engine.submit([Generation(prompt, bad)])
+                engine.submit([Generation(prompt, bad)], UNBOUNDED)
             said += [str(refusal.value), repr(refusal.value), refusal.value.message]
         out, err = capfd.readouterr()
         everything = "\n".join([caplog.text, out, err, *map(str, said)])
@@ -335,14 +336,14 @@ class EmbeddingContract:
     @pytest.fixture(autouse=True)
     async def idle_and_alive(self, engine: Engine) -> AsyncIterator[None]:
         yield
-        await engine.embed([[1]])
+        await engine.embed([[1]], UNBOUNDED)
         assert (engine.stats().running, engine.stats().queued, engine.dead()) == (0, 0, None)
 
     async def test_says_what_it_is(self, engine: Engine) -> None:
         stats = engine.stats()
         assert (engine.kind, engine.context) == (ModelKind.EMBEDDING, 64)
         assert (stats.slots, stats.queue_limit, stats.running, stats.queued, stats.kv_used) == (2, 10, 0, 0, 0)
-        for refused in (lambda: engine.submit([]), lambda: engine.tokenizer.render_chat([("user", "hi")])):
+        for refused in (lambda: engine.submit([], UNBOUNDED), lambda: engine.tokenizer.render_chat([("user", "hi")])):
             with pytest.raises(MeshError) as refusal:
                 refused()
             assert refusal.value.code is Code.UNSUPPORTED_OPERATION
@@ -350,36 +351,36 @@ class EmbeddingContract:
     async def test_vectors_are_the_reference_and_of_length_1(
         self, engine: Engine, reference: Callable[[str], list[float]]
     ) -> None:
-        vectors = await engine.embed([engine.tokenizer.encode(text) for text in self.TEXTS])
+        vectors = await engine.embed([engine.tokenizer.encode(text) for text in self.TEXTS], UNBOUNDED)
         assert len(vectors) == len(self.TEXTS)
         for text, vector in zip(self.TEXTS, vectors, strict=True):
             assert vector == pytest.approx(reference(text), abs=1e-5)
             assert math.fsum(number * number for number in vector) == pytest.approx(1, abs=1e-5)
 
     async def test_nothing_is_nothing(self, engine: Engine) -> None:
-        assert await engine.embed([]) == []
+        assert await engine.embed([], UNBOUNDED) == []
 
     async def test_calls_together_get_their_own(self, engine: Engine) -> None:
         inputs = [engine.tokenizer.encode(text) for text in self.TEXTS]
-        alone = [(await engine.embed([tokens]))[0] for tokens in inputs]
-        together = await asyncio.gather(*(engine.embed([tokens, inputs[0]]) for tokens in inputs))
+        alone = [(await engine.embed([tokens], UNBOUNDED))[0] for tokens in inputs]
+        together = await asyncio.gather(*(engine.embed([tokens, inputs[0]], UNBOUNDED) for tokens in inputs))
         for vectors, own in zip(together, alone, strict=True):
             assert vectors[0] == pytest.approx(own, abs=1e-5)
             assert vectors[1] == pytest.approx(alone[0], abs=1e-5)
 
     async def test_full_refuses_all_and_a_caller_who_leaves_gives_back(self, engine: Engine) -> None:
         tokens = [1] * 64
-        first = asyncio.create_task(engine.embed([tokens] * 12))
+        first = asyncio.create_task(engine.embed([tokens] * 12, UNBOUNDED))
         await asyncio.sleep(0)  # it runs up to its wait
         for count in (3, 13):  # at most two have been done by now
             with pytest.raises(MeshError) as refusal:
-                await engine.embed([tokens] * 12)
+                await engine.embed([tokens] * 12, UNBOUNDED)
             assert refusal.value.code is Code.NO_CAPACITY, count
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         assert engine.stats().queued == 0
-        assert len(await engine.embed([tokens] * 10)) == 10
+        assert len(await engine.embed([tokens] * 10, UNBOUNDED)) == 10
 
     @pytest.mark.parametrize(
         ("tokens", "code"),
@@ -393,7 +394,7 @@ class EmbeddingContract:
     )
     async def test_poisonous_inputs_are_refused(self, engine: Engine, tokens: list[int], code: Code) -> None:
         with pytest.raises(MeshError) as refusal:
-            await engine.embed([[1], tokens])
+            await engine.embed([[1], tokens], UNBOUNDED)
         assert (refusal.value.code, refusal.value.param) == (code, "input[1]")
 
     async def test_no_content_in_logs_or_errors(
@@ -401,9 +402,9 @@ class EmbeddingContract:
     ) -> None:
         caplog.set_level(logging.DEBUG)
         tokens = engine.tokenizer.encode("zanzibarquokka")
-        await engine.embed([tokens])
+        await engine.embed([tokens], UNBOUNDED)
         with pytest.raises(MeshError) as refusal:
-            await engine.embed([tokens * 64])
+            await engine.embed([tokens * 64], UNBOUNDED)
         out, err = capfd.readouterr()
         everything = caplog.text + out + err + str(refusal.value) + repr(engine)
         assert "zanzibar" not in everything

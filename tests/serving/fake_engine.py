@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 
 from mesh.errors import Code, MeshError
-from mesh.serving.engine import Alternative, Delta, FinishReason, Generation, Stats, TokenLogprob
+from mesh.serving.engine import Alternative, Delta, FinishReason, Generation, Stats, Stay, TokenLogprob
 from mesh.types import ModelKind
 
 
@@ -26,10 +26,21 @@ class CharacterTokenizer:
 
 
 class FakeStream:
-    def __init__(self, engine: FakeEngine, generation: Generation) -> None:
+    def __init__(self, engine: FakeEngine, generation: Generation, stay: Stay) -> None:
         self.engine = engine
         self.generation = generation
+        self.stay = stay
         self.cancelled = False
+        stay.entered()
+
+    def leave(self) -> None:
+        """At once, or with the next step where the test takes the steps."""
+        if self in self.engine.running:
+            self.engine.running.discard(self)
+            if self.engine.lingering is None:
+                self.stay.left()
+            else:
+                self.engine.lingering.append(self.stay)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         engine, sampling = self.engine, self.generation.sampling
@@ -38,6 +49,8 @@ class FakeStream:
             for number, word in enumerate(engine.words[:count], 1):
                 if engine.gate is not None:
                     await engine.gate.acquire()
+                if not self.stay.may_go_on():
+                    raise MeshError(Code.POLICY_STALE)
                 if engine.fault is not None:
                     raise MeshError(Code.REPLICA_FAILED)
                 if engine.bug is not None:
@@ -52,11 +65,11 @@ class FakeStream:
                 reason = FinishReason.LENGTH if count == sampling.max_tokens else FinishReason.STOP
                 yield Delta(word, number, logprobs, reason if last else None)
         finally:
-            engine.running.discard(self)
+            self.leave()
 
     def cancel(self) -> None:
         self.cancelled = True
-        self.engine.running.discard(self)
+        self.leave()
 
 
 class FakeEngine:
@@ -83,6 +96,14 @@ class FakeEngine:
         self.submitted: list[Generation] = []
         self.embedded: list[list[Sequence[int]]] = []
         self.started = self.stopped = False
+        self.longest_step_s = 0.0
+        self.lingering: list[Stay] | None = None
+
+    def step(self) -> None:
+        """What was cancelled leaves: only where `lingering` is a list."""
+        assert self.lingering is not None
+        while self.lingering:
+            self.lingering.pop().left()
 
     def start(self) -> None:
         self.started = True
@@ -91,21 +112,22 @@ class FakeEngine:
         self.stopped = True
         self.fault = "Stopped"
 
-    def submit(self, generations: Sequence[Generation]) -> list[FakeStream]:
+    def submit(self, generations: Sequence[Generation], stay: Stay) -> list[FakeStream]:
         if self.fault is not None:
             raise MeshError(Code.REPLICA_FAILED)
         if len(self.running) + len(generations) > self.slots + self.queue_limit:
             raise MeshError(Code.NO_CAPACITY)
         self.submitted.extend(generations)
-        streams = [FakeStream(self, generation) for generation in generations]
+        streams = [FakeStream(self, generation, stay) for generation in generations]
         self.running.update(streams)
         return streams
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def embed(self, inputs: Sequence[Sequence[int]], stay: Stay) -> list[list[float]]:
         if len(self.running) + len(inputs) > self.slots + self.queue_limit:
             raise MeshError(Code.NO_CAPACITY)
         places = [object() for _ in inputs]
         self.running.update(places)
+        stay.entered()
         try:
             if self.gate is not None:
                 await self.gate.acquire()
@@ -113,6 +135,7 @@ class FakeEngine:
             return [[float(len(ids)), 0.5] for ids in inputs]
         finally:
             self.running.difference_update(places)
+            stay.left()
 
     def stats(self) -> Stats:
         running = min(len(self.running), self.slots)

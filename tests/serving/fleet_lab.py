@@ -27,6 +27,7 @@ class FleetGateway(FleetServicer):
         self.reports: list[pb.ReplicaReport] = []
         self.streams = 0
         self.open = 0
+        self.messages = 0
         self.quiet = False
         self._news = asyncio.Event()
 
@@ -44,6 +45,12 @@ class FleetGateway(FleetServicer):
         finally:
             self.open -= 1
             self._news.set()
+
+    def lease(self, left_s: float = 300) -> str:
+        """What allows a hop of state 1 to the replica that reported last."""
+        self.messages += 1
+        report = self.reports[-1]
+        return f"{report.replica}.{report.number}.{self.messages}.{int(left_s * 1000)}.0.1"
 
     async def until(self, true: Callable[[], bool]) -> None:
         """Waits for something to come true; the test's own time limit bounds it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from mesh.types import Role
 
 
 class HopClient:
-    """Calls the replica at an address."""
+    """Calls the replica at an address. `lease` makes the header that allows a hop."""
 
-    def __init__(self, pki: Path, address: str, role: Role = Role.GATEWAY) -> None:
+    def __init__(self, pki: Path, address: str, lease: Callable[[], str], role: Role = Role.GATEWAY) -> None:
+        self._lease = lease
         self._pool = Pool(client_context(pki, VN, role))
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
@@ -34,6 +35,8 @@ class HopClient:
             "content-type": "application/json",
             "mesh-request-id": "0123456789abcdef",
             "mesh-tenant": "t_aaaaaaaaaaaaaaaa",
+            "mesh-key": "k_1",
+            "mesh-lease": self._lease(),
             "mesh-model": body["model"],
             "mesh-timeout-ms": "60000",
             "mesh-stream": "1" if body.get("stream") else "0",
@@ -60,8 +63,10 @@ class HopClient:
 
 
 @asynccontextmanager
-async def calling(pki: Path, address: str, role: Role = Role.GATEWAY) -> AsyncGenerator[HopClient]:
-    client = HopClient(pki, address, role)
+async def calling(
+    pki: Path, address: str, lease: Callable[[], str], role: Role = Role.GATEWAY
+) -> AsyncGenerator[HopClient]:
+    client = HopClient(pki, address, lease, role)
     try:
         yield client
     finally:

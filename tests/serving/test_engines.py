@@ -14,7 +14,7 @@ from transformers import BertModel, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from mesh.errors import Code, MeshError
-from mesh.serving.engine import Engine, Generation, Sampling
+from mesh.serving.engine import UNBOUNDED, Engine, Generation, Sampling
 from mesh.serving.engines import make_engine
 from mesh.serving.slots import Loaded, SlotEngine
 from mesh.serving.streams import EngineStream
@@ -67,8 +67,8 @@ class TestSlotEngine(GenerationContract):
 
     async def test_the_cache_is_wiped_when_sequences_leave(self, engine: SlotEngine) -> None:
         prompts = [self.ask(engine, "A secret word."), self.ask(engine, "Another, longer secret. " * 20)]
-        streams = engine.submit([Generation(prompt, Sampling(max_tokens=5)) for prompt in prompts])
-        cancelled, *_ = engine.submit([Generation(prompts[1], Sampling(max_tokens=300))])
+        streams = engine.submit([Generation(prompt, Sampling(max_tokens=5)) for prompt in prompts], UNBOUNDED)
+        cancelled, *_ = engine.submit([Generation(prompts[1], Sampling(max_tokens=300))], UNBOUNDED)
         await anext(aiter(cancelled))
         assert engine._cache is not None
         assert engine._cache.keys.any()
@@ -185,7 +185,7 @@ async def failure(stream: Any) -> MeshError:
 
 @pytest.mark.parametrize("poison", [RAISES, NOT_A_NUMBER])
 async def test_a_fault_in_a_prompt_ends_that_request_only(broken: SlotEngine, poison: int) -> None:
-    before, bad, after = broken.submit([greedy([200]), greedy([*range(300, 340), poison]), greedy([400])])
+    before, bad, after = broken.submit([greedy([200]), greedy([*range(300, 340), poison]), greedy([400])], UNBOUNDED)
     assert (await failure(bad)).code is Code.REPLICA_FAILED
     assert ((await read(before)).tokens, (await read(after)).tokens) == (4, 4)
     assert await settled(broken) == (0, 0)
@@ -197,7 +197,9 @@ async def test_a_fault_in_a_prompt_ends_that_request_only(broken: SlotEngine, po
 @pytest.mark.parametrize("poison", [RAISES, NOT_A_NUMBER])
 async def test_a_fault_while_generating_ends_that_sequence_only(broken: SlotEngine, poison: int) -> None:
     """The bad one counts up to its fault while two others run and a long prompt is being read."""
-    streams = broken.submit([greedy([200], 30), greedy([poison - 4], 30), greedy([300], 30), greedy([400] * 600, 5)])
+    streams = broken.submit(
+        [greedy([200], 30), greedy([poison - 4], 30), greedy([300], 30), greedy([400] * 600, 5)], UNBOUNDED
+    )
     assert (await failure(streams[1])).code is Code.REPLICA_FAILED
     first, third, fourth = [await read(stream) for stream in (streams[0], streams[2], streams[3])]
 
@@ -213,12 +215,14 @@ async def test_a_fault_while_generating_ends_that_sequence_only(broken: SlotEngi
 async def test_a_model_that_no_longer_works_is_said_to_be_dead(
     broken: SlotEngine, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    streams = broken.submit([greedy([200], 4000), greedy([300], 4000), greedy([BREAKS - 2]), *[greedy([500])] * 3])
+    streams = broken.submit(
+        [greedy([200], 4000), greedy([300], 4000), greedy([BREAKS - 2]), *[greedy([500])] * 3], UNBOUNDED
+    )
     codes = [(await failure(stream)).code for stream in streams]
     assert codes == [Code.REPLICA_FAILED] * 6
     assert broken.dead() == "RuntimeError"
     with pytest.raises(MeshError) as refusal:
-        broken.submit([greedy([200])])
+        broken.submit([greedy([200])], UNBOUNDED)
     assert refusal.value.code is Code.REPLICA_FAILED
     assert (broken.stats().running, broken.stats().queued) == (0, 0)
     out, err = capfd.readouterr()
@@ -237,10 +241,10 @@ async def test_a_model_that_never_worked_does_not_start(smollm2: Path) -> None:
 
 async def test_prompts_are_read_in_order_and_hold_nobody_up(broken: SlotEngine) -> None:
     """While 1,600 tokens are read in 100 chunks, the one that runs gets a token for each; the one behind waits."""
-    running, *_ = broken.submit([greedy([200], 300)])
+    running, *_ = broken.submit([greedy([200], 300)], UNBOUNDED)
     reader = aiter(running)
     await anext(reader)
-    long, short = broken.submit([greedy([300] * 1600, 1), greedy([400], 1)])
+    long, short = broken.submit([greedy([300] * 1600, 1), greedy([400], 1)], UNBOUNDED)
     await read(short)
     assert isinstance(long, EngineStream)
     assert long._finish is not None, "the prompt that came first was read first"
@@ -250,7 +254,7 @@ async def test_prompts_are_read_in_order_and_hold_nobody_up(broken: SlotEngine) 
 
 
 async def test_cancelling_while_a_prompt_is_read_frees_and_wipes(broken: SlotEngine) -> None:
-    reading, waiting = broken.submit([greedy([300] * 3000, 1000), greedy([200], 1)])
+    reading, waiting = broken.submit([greedy([300] * 3000, 1000), greedy([200], 1)], UNBOUNDED)
     assert broken.stats().running + broken.stats().queued == 2
     reading.cancel()
     assert (await read(waiting)).tokens == 1
@@ -262,18 +266,18 @@ async def test_cancelling_while_a_prompt_is_read_frees_and_wipes(broken: SlotEng
 async def test_stopping_ends_every_sequence(smollm2: Path) -> None:
     engine = faulty(smollm2, Scripted)
     engine.start()
-    streams = engine.submit([greedy([200], 4000)] * 5)
+    streams = engine.submit([greedy([200], 4000)] * 5, UNBOUNDED)
     await anext(aiter(streams[0]))
     await asyncio.to_thread(engine.stop)
     assert [(await failure(stream)).code for stream in streams] == [Code.REPLICA_FAILED] * 5
     assert engine.dead() == "Stopped"
     with pytest.raises(MeshError):
-        engine.submit([greedy([200])])
+        engine.submit([greedy([200])], UNBOUNDED)
 
 
 def test_a_loop_that_was_closed_gives_its_slots_back(broken: SlotEngine) -> None:
     async def leave_behind() -> None:
-        (stream,) = broken.submit([greedy([200], 4000)])
+        (stream,) = broken.submit([greedy([200], 4000)], UNBOUNDED)
         await anext(aiter(stream))
 
     async def idle() -> tuple[int, int]:

@@ -14,9 +14,11 @@ from serving.fleet_lab import VN, FleetGateway, lab_pki
 
 from mesh.runtime import SystemClock
 from mesh.serving.announce import Announcer, Membership
+from mesh.serving.leases import Leases
 from mesh.settings import Address
 from mesh.telemetry import Log
 from mesh.tls import prepare_process
+from mesh.types import ReplicaId
 from mesh.v1 import fleet_pb2 as pb
 
 
@@ -33,7 +35,8 @@ class Announced:
         self.running = 0
         membership = Membership(pki=pki, region=VN, gateways=gateways)
         log = Log("replica", "vn-1", io.StringIO(), strict=True)
-        self.announcer = Announcer(membership, self.report, SystemClock(), log)
+        self.leases = Leases(ReplicaId("0" * 16), SystemClock())
+        self.announcer = Announcer(membership, self.report, self.leases, SystemClock(), log)
 
     def report(self, number: int) -> pb.ReplicaReport:
         state = pb.REPLICA_STATE_READY

@@ -21,14 +21,17 @@ from mesh.errors import Code, MeshError
 from mesh.runtime import SystemClock
 from mesh.serving.hop import Hop
 from mesh.serving.hosted import ModelHost
+from mesh.serving.leases import Leases
 from mesh.settings import Model
 from mesh.telemetry import Log
-from mesh.types import ModelId, ModelKind, RegionId, Usage
+from mesh.types import ModelId, ModelKind, RegionId, ReplicaId, Usage
 from mesh.v1 import inference_pb2 as pb
 
 HEADERS = {
     "content-type": "application/json",
     "mesh-request-id": "0123456789abcdef",
+    "mesh-tenant": "t_aaaaaaaaaaaaaaaa",
+    "mesh-key": "k_1",
     "mesh-model": "m",
     "mesh-timeout-ms": "60000",
     "mesh-stream": "0",
@@ -50,17 +53,24 @@ class World:
         ]
         engines: dict[str, Any] = {"m": chat, "e": embedding}
         self.host = ModelHost(models, lambda model: engines[model.id], SystemClock(), log)
-        self.hop = Hop(RegionId("vn-1"), self.host, 100_000, SystemClock(), log)
+        self.leases = Leases(ReplicaId("0123456789abcdef"), SystemClock())
+        self.gateway = self.leases.source()
+        self.gateway.begin()
+        self.hop = Hop(RegionId("vn-1"), self.host, self.leases, 100_000, SystemClock(), log)
 
     async def call(self, operation: str, body: Any, headers: dict[str, str] | None = None, **more: Any) -> FakeRequest:
         request = self.request(operation, body, headers, **more)
         await self.hop.handle(as_request(request))
         return request
 
-    @staticmethod
-    def request(operation: str, body: Any, headers: dict[str, str] | None = None, **more: Any) -> FakeRequest:
+    def lease(self, left_s: float = 60, *, number: int = 1, message: int = 1) -> dict[str, str]:
+        """The header of a hop that is sent right after a ping."""
+        ping = self.gateway.ping()
+        return {"mesh-lease": f"0123456789abcdef.{ping}.{message}.{int(left_s * 1000)}.0.{number}"}
+
+    def request(self, operation: str, body: Any, headers: dict[str, str] | None = None, **more: Any) -> FakeRequest:
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return FakeRequest(f"/v1/hop/{operation}", sent, HEADERS | (headers or {}), **more)
+        return FakeRequest(f"/v1/hop/{operation}", sent, HEADERS | self.lease() | (headers or {}), **more)
 
     @asynccontextmanager
     async def calling(self, operation: str, body: Any, headers: dict[str, str] | None = None) -> Any:

@@ -93,7 +93,7 @@ async def test_a_model_that_dies_is_told_and_the_others_are_served_on(pki: Path)
         engines.made[CHAT].fault = "RuntimeError"
         await died.wait()
         await gateway.states(CHAT, pb.REPLICA_STATE_DEAD)
-        async with calling(pki, report.address) as client:
+        async with calling(pki, report.address, gateway.lease) as client:
             (frame,) = await client.call("completions", {"model": CHAT, "prompt": "a"})
             assert json.loads(frame.payload) == {"code": "replica_failed"}
             found = await client.call("embeddings", {"model": EMBEDDING, "input": "a"})
@@ -110,7 +110,7 @@ async def test_the_load_is_told_while_a_call_runs(pki: Path) -> None:
         running = tasks.create_task(replica.run(lambda: None, lambda: None))
         report = await gateway.states(EMBEDDING, pb.REPLICA_STATE_READY)
         engines.made[CHAT].gate = asyncio.Semaphore(0)
-        async with calling(pki, report.address) as client:
+        async with calling(pki, report.address, gateway.lease) as client:
             body = {"model": CHAT, "prompt": "a", "n": 3}
             call = tasks.create_task(client.call("completions", body))
             await gateway.until(lambda: gateway.reports[-1].models[0].running == 2)

@@ -56,7 +56,7 @@ async def running(folder: Path, models_dir: Path) -> AsyncGenerator[Running]:
             await gateway.states(CHAT, pb.REPLICA_STATE_STARTING)
             await gateway.states(CHAT, pb.REPLICA_STATE_READY)
             report = await gateway.states(EMBEDDING, pb.REPLICA_STATE_READY)
-            async with calling(pki, report.address) as client:
+            async with calling(pki, report.address, gateway.lease) as client:
                 yield Running(process, gateway, pki, report, client)
         finally:
             if process.returncode is None:
@@ -129,7 +129,7 @@ async def test_hanging_up_frees_the_slot(replica: Running) -> None:
 
 
 async def test_only_gateways_of_the_mesh(replica: Running) -> None:
-    async with calling(replica.pki, replica.report.address, Role.ADMIN) as stranger:
+    async with calling(replica.pki, replica.report.address, replica.gateway.lease, Role.ADMIN) as stranger:
         response = await stranger.open("chat", chat())
         assert response.status == 403
         response.close()
