@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from mesh.errors import MeshError
+from mesh.ports import Instant
+from mesh.routing.lease import Lease
 from mesh.settings import Address
-from mesh.types import AnswerHead, Facts, ModelId, Operation, RegionId, RequestId, TenantId, Usage
+from mesh.types import (
+    AnswerHead,
+    Facts,
+    KeyId,
+    ModelId,
+    Operation,
+    PolicyNumber,
+    RegionId,
+    ReplicaId,
+    RequestId,
+    Revision,
+    TenantId,
+    Usage,
+)
+
+Check = Callable[[], None]
+"""Asked before a piece of content is read, sent on or shown; raises where the call may not go on."""
 
 
 class Parcel(Protocol):
@@ -24,17 +43,23 @@ class HopHead:
     """What travels beside a parcel.
 
     Attributes:
+        key_id: With which the call was made: it ends with its key.
         timeout_s: What is left of the call's deadline.
         trace: A W3C `traceparent` of our own, or None.
+        lease: For a replica: how long it may work on it.
+        span_s: For another region: how long what was sent may at most be under way.
     """
 
     request_id: RequestId
     tenant: TenantId
+    key_id: KeyId
     operation: Operation
     model: ModelId
     stream: bool
     timeout_s: float
     trace: str | None = None
+    lease: Lease | None = None
+    span_s: float | None = None
 
 
 class Relayed(Protocol):
@@ -58,7 +83,7 @@ class Settled:
     Attributes:
         at_s: Seconds since 1970, UTC, at its end.
         tenant: None where the key was nobody's.
-        key_id: Empty for a call that another region's gateway sent on.
+        key_id: Empty where no key was known.
         model: From the catalogue; empty while none was known.
         door: `http`, `grpc` or `peer`.
         code: `ok`, `cancelled` (the client hung up), or a code of the error table.
@@ -112,20 +137,47 @@ P_contra = TypeVar("P_contra", bound=Parcel, contravariant=True)
 class Hops(Protocol[P_contra, H_co]):
     """The way to replicas and to other regions' gateways."""
 
-    async def to_replica(self, to: Address, parcel: P_contra, head: HopHead) -> H_co:
-        """Sends a parcel to a replica of this region.
+    async def to_replica(self, to: Address, parcel: P_contra, head: HopHead, check: Check) -> H_co:
+        """Sends a parcel to a replica of this region. The hop asks `check` before each piece that it hands on.
 
         Raises:
             MeshError: REPLICA_FAILED when it could not be handed over.
         """
         ...
 
-    async def to_peer(self, region: RegionId, to: Address, parcel: P_contra, head: HopHead) -> H_co:
-        """Sends a parcel to a gateway of another region, which must prove to be of that region.
+    async def to_peer(self, region: RegionId, to: Address, parcel: P_contra, head: HopHead, check: Check) -> H_co:
+        """Sends a parcel to a gateway of another region, which must prove to be of that region. Otherwise as above.
 
         Raises:
             MeshError: REPLICA_FAILED when it could not be handed over.
         """
+        ...
+
+
+class Fenced(Protocol):
+    """Something that every replica has been told to refuse, or to shorten."""
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether each has carried it out, or has surely passed the last deadline that it was given."""
+        ...
+
+
+class Replicas(Protocol):
+    """What this gateway tells the replicas of its region of how long they may work."""
+
+    def lease(
+        self, replica: ReplicaId, tenant: TenantId, left_at: Callable[[Instant], float], number: PolicyNumber
+    ) -> Lease | None:
+        """The right to send one hop; None while the replica is not heard, or nothing was left when it was."""
+        ...
+
+    def fence(self, tenant: TenantId, below: PolicyNumber, key_id: KeyId | None = None) -> Fenced:
+        """Has all refuse and end what was sent under an older state of policy; with `key_id`, of that key only."""
+        ...
+
+    def lowered(self, tenant: TenantId) -> Fenced:
+        """Has all hear how long the tenant's work may go on now."""
         ...
 
 
@@ -165,8 +217,16 @@ class Exchange(Protocol[P_co, H_contra]):
         """The whole call's deadline, from its headers on."""
         ...
 
-    async def receive(self, limit_bytes: int) -> Facts:
-        """Asks for the body, reads all of it and tells what may be known.
+    def at_least(self) -> Revision | None:
+        """The oldest policy by which the client wants it decided, from `mesh-policy-at-least`; None where any will do.
+
+        Raises:
+            MeshError: INVALID_PARAMETER.
+        """
+        ...
+
+    async def receive(self, limit_bytes: int, check: Check) -> Facts:
+        """Asks for the body, reads all of it and tells what may be known. Asks `check` before each piece.
 
         Raises:
             MeshError: REQUEST_TOO_LARGE, MALFORMED_BODY, REQUEST_TIMEOUT, INVALID_PARAMETER.
@@ -217,6 +277,11 @@ class ForwardedExchange(Protocol[P_co, H_contra]):
         ...
 
     @property
+    def key_id(self) -> KeyId:
+        """With which the client called, as the sender says; whether it is good is decided here."""
+        ...
+
+    @property
     def entry(self) -> RegionId:
         """The sender's region, by its certificate."""
         ...
@@ -231,8 +296,8 @@ class ForwardedExchange(Protocol[P_co, H_contra]):
         """What was left of the call's deadline."""
         ...
 
-    async def receive(self, limit_bytes: int) -> Facts:
-        """Reads the parcel."""
+    async def receive(self, limit_bytes: int, check: Check) -> Facts:
+        """Reads the parcel. Asks `check` before each piece."""
         ...
 
     @property

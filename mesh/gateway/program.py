@@ -8,23 +8,28 @@ import itertools
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import NoReturn
 
 from mesh import tls
 from mesh.control.etcd import EtcdStore
 from mesh.control.feed import PolicyFeed
+from mesh.control.grants import Membership
 from mesh.control.hashing import KeyHasher, key_hasher
 from mesh.control.records import trust_of
 from mesh.errors import Code, MeshError
 from mesh.gateway.answers import Answers
 from mesh.gateway.atlas import atlas_of, door_names, peers_of
+from mesh.gateway.freshness import Freshness
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Settled
+from mesh.gateway.running import Running
 from mesh.gateway.story import Story
 from mesh.http1 import Pool, Server, listen
 from mesh.ledger import Disclosure, Ledger, UsageRecord, open_ledger
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook
+from mesh.policy.shards import Shard
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.routing.fleet import Fleet, Replica
 from mesh.settings import Address, Gateway, Settings
@@ -44,11 +49,28 @@ from mesh.types import Here, RegionId, RequestId, Role
 
 DRAIN_S = 10.0
 """How long running calls may take to end when the gateway is told to go."""
+_BORDER_BUFFER_BYTES = 65_536
+"""The most that this host's kernel may hold of what is sent to one connection of another region."""
 _INTERNAL_MESSAGE_BYTES = 1024 * 1024
 
 
 class _Drained(Exception):
     """Told to go, and nothing runs any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Passes on what the feed tells. Fulfils `FeedListener`."""
+
+    membership: Membership
+    freshness: Freshness
+
+    def applied(self, shard: Shard, number: int) -> None:
+        self.membership.applied(shard, number)
+        self.freshness.applied()
+
+    def went_back(self) -> None:
+        self.membership.went_back()
 
 
 class GatewayProgram:
@@ -80,6 +102,7 @@ class GatewayProgram:
         self._authority = Authority()
         self._doors_open = False
         self._feed: PolicyFeed | None = None
+        self._membership: Membership | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Opens every door, serves, and drains once `stop` is set.
@@ -96,8 +119,23 @@ class GatewayProgram:
             )
             hasher = await stack.enter_async_context(key_hasher(settings.key_hash))
             store = await stack.enter_async_context(EtcdStore.connect(settings.etcd, internal_channel, clock))
-            feed = self._feed = PolicyFeed(store, self._book, clock, trust_of(settings, clock), self._log)
             hub = FleetHub(here=region, clock=clock)
+            running = self._running(hub)
+            membership = self._membership = Membership(
+                store=store,
+                region=region,
+                gateway=self._gateway.id,
+                authority=self._authority,
+                draining=running.draining,
+                clock=clock,
+                tasks=self._tasks,
+                entropy=self._entropy,
+                log=self._log,
+            )
+            running.changed = membership.changed
+            freshness = Freshness(book=self._book, authority=self._authority, renew=membership.renew, clock=clock)
+            told = _Told(membership, freshness)
+            feed = self._feed = PolicyFeed(store, self._book, clock, trust_of(settings, clock), self._log, told)
             watch = BorderWatch(
                 peers={
                     other.id: [gateway.internal for gateway in other.gateways]
@@ -109,41 +147,68 @@ class GatewayProgram:
                 clock=clock,
             )
             pool = Pool(tls.client_context(pki, region, Role.GATEWAY))
-            stack.callback(pool.close)
+            border = Pool(tls.client_context(pki, region, Role.GATEWAY), send_buffer_bytes=_BORDER_BUFFER_BYTES)
+            for each in (pool, border):
+                stack.callback(each.close)
 
             def fleet() -> Fleet:
                 return Fleet(replicas=hub.replicas(), regions=watch.loads())
 
-            story, answers = self._story(fleet, HttpHops(pool, region, clock), hasher, ledger)
+            hops = HttpHops(pool, border, region, clock)
+            story, answers = self._story(fleet, hops, running, freshness, hasher, ledger)
             drain = await self._open_doors(stack, story, answers, hub)
             await self._check_tls()
             try:
                 async with self._tasks() as tasks:
+                    tasks.spawn(running.run(), "running")
+                    tasks.spawn(membership.run(), "membership")
                     tasks.spawn(feed.run(), "policy-feed")
                     tasks.spawn(watch.run(), "border-watch")
                     tasks.spawn(self._serve_operator(), "operator-port")
                     self._doors_open = True
                     self._log.info("gateway.ready", port=self._gateway.http.port, pid=self._pid)
-                    await self._until_drained(stop, drain)
+                    await self._until_drained(stop, drain, running, membership)
             except* _Drained:
                 # The group's tasks run for ever; this is how it ends.
                 self._log.info("gateway.stopped")
 
-    async def _until_drained(self, stop: asyncio.Event, drain: Callable[[], Awaitable[None]]) -> NoReturn:
+    async def _until_drained(
+        self, stop: asyncio.Event, drain: Callable[[], Awaitable[None]], running: Running, membership: Membership
+    ) -> NoReturn:
         await stop.wait()
         self._doors_open = False
         self._log.info("gateway.draining")
         await drain()
+        await running.leave()
+        if running.idle:
+            await membership.leave()
+        else:
+            # Removals wait out what this process was last granted, as for one that died.
+            self._log.warning("gateway.left_behind")
         raise _Drained
+
+    def _running(self, hub: FleetHub) -> Running:
+        running = Running(here=self._here, book=self._book, authority=self._authority, replicas=hub, clock=self._clock)
+        self._book.watcher = running
+        hub.holds = running.holds
+        hub.on_confirm = running.confirmed
+        return running
 
     def ready(self) -> tuple[bool, list[Code]]:
         """Whether calls can be served, and the codes that they would get if not."""
-        if not self._book.loaded:
+        membership = self._membership
+        if not self._book.loaded or membership is None or not membership.renewals or membership.went_back_once:
             return False, [Code.POLICY_STALE]
         return (True, []) if self._doors_open else (False, [Code.NO_CAPACITY])
 
     def _story(
-        self, fleet: Callable[[], Fleet], hops: HttpHops, hasher: KeyHasher, ledger: Ledger
+        self,
+        fleet: Callable[[], Fleet],
+        hops: HttpHops,
+        running: Running,
+        freshness: Freshness,
+        hasher: KeyHasher,
+        ledger: Ledger,
     ) -> tuple[Story[Sealed, FrameHop], Answers]:
         settings, here, clock = self._settings, self._here, self._clock
         atlas = atlas_of(settings, here.region)
@@ -159,6 +224,8 @@ class GatewayProgram:
             atlas=atlas,
             book=self._book,
             authority=self._authority,
+            running=running,
+            freshness=freshness,
             keyring=keyring,
             fleet=fleet,
             hops=hops,

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, LiteralString, Protocol
 
 from mesh.errors import Code, MeshError
+from mesh.gateway.freshness import Freshness
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Exchange, ForwardedExchange, H, HopHead, Hops, P, Settled
+from mesh.gateway.running import Ongoing, Running
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.decide import Deny, Permit, decide, decide_forwarded
 from mesh.policy.hostnames import check_label, tenant_endpoint
+from mesh.policy.shrink import Right
 from mesh.ports import Clock
 from mesh.routing.choose import Local, NoRoute, Remote, Route, choose, regions_for
 from mesh.routing.fleet import Atlas, Fleet
@@ -72,6 +75,8 @@ class _Account:
     first_byte_s: float | None = None
     served_elsewhere: bool = False
     outside_pin: bool = False
+    handed: bool = False
+    """Whether its content was sent on from here."""
 
 
 class Story(Generic[P, H]):
@@ -84,6 +89,8 @@ class Story(Generic[P, H]):
         atlas: Atlas,
         book: PolicyBook,
         authority: Authority,
+        running: Running,
+        freshness: Freshness,
         keyring: Keyring,
         fleet: Callable[[], Fleet],
         hops: Hops[P, H],
@@ -100,6 +107,8 @@ class Story(Generic[P, H]):
         self._alone = Atlas(here=atlas.here, sites={atlas.here: atlas.sites[atlas.here]}, models=atlas.models)
         self._book = book
         self._authority = authority
+        self._running = running
+        self._freshness = freshness
         self._keyring = keyring
         self._fleet = fleet
         self._hops = hops
@@ -127,7 +136,13 @@ class Story(Generic[P, H]):
                 # Also where something else, such as a suspended tenant, is what the client is told.
                 account.outside_pin = self._here.jurisdiction not in caller.policy.allowed
                 check_label(exchange.label, tenant)
-                await self._carry(exchange, lambda: self._permit(key_id, tenant), account)
+                at_least = exchange.at_least()
+                if at_least is not None:
+                    await self._freshness.reach(tenant, at_least)
+                account.revision = self._permit(key_id, tenant).revision
+                uses = frozenset({Right(self._here.jurisdiction, sent=False)})
+                with self._running.enter(tenant=tenant, key_id=key_id, uses=uses) as ongoing:
+                    await self._carry(exchange, lambda: self._permit(key_id, tenant), account, ongoing)
             code = "ok"
         except asyncio.CancelledError:
             code = CANCELLED
@@ -137,8 +152,10 @@ class Story(Generic[P, H]):
             raise _late(account) from None
         except MeshError as error:
             code, error.revision = error.code, error.revision or account.revision
-            # The pin may have changed since the key was looked at.
-            account.outside_pin |= code is Code.RESIDENCY_REFUSED
+            if code is Code.RESIDENCY_REFUSED:
+                # The pin may have changed since the key was looked at. What was sent on before came inside it.
+                account.outside_pin |= not account.handed
+                error.allowed = error.allowed or self._endpoints(account.tenant)
             raise
         finally:
             self._record(exchange, account, code, entry=self._here.region)
@@ -157,8 +174,18 @@ class Story(Generic[P, H]):
         code: str = Code.INTERNAL_ERROR
         try:
             async with self._clock.timeout(exchange.timeout_s):
-                tenant, sender = exchange.tenant, exchange.entry
-                await self._carry(exchange, lambda: self._permit_forwarded(tenant, sender), account, forwarded=True)
+                tenant, key_id, sender = exchange.tenant, exchange.key_id, exchange.entry
+
+                def permitted() -> Permit:
+                    return self._permit_forwarded(tenant, key_id, sender)
+
+                account.revision = permitted().revision
+                account.key_id = key_id
+                # The answer goes back to where the client called: that place must stay in the pin as well.
+                back = Right(self._atlas.sites[sender].jurisdiction, sent=False)
+                uses = frozenset({Right(self._here.jurisdiction, sent=True), back})
+                with self._running.enter(tenant=tenant, key_id=key_id, uses=uses) as ongoing:
+                    await self._carry(exchange, permitted, account, ongoing, forwarded=True)
             code = "ok"
         except asyncio.CancelledError:
             code = CANCELLED
@@ -185,13 +212,17 @@ class Story(Generic[P, H]):
             case Deny(code=code):
                 raise self.refusal(code, policy)
 
-    def _permit_forwarded(self, tenant: TenantId, entry: RegionId) -> Permit:
+    def _permit_forwarded(self, tenant: TenantId, key_id: KeyId, entry: RegionId) -> Permit:
+        """What this gateway allows itself, whatever the sender decided."""
         if not self._book.loaded:
             raise MeshError(Code.POLICY_STALE)
         policy, sender = self._book.tenant(tenant), self._atlas.sites.get(entry)
         if policy is None or sender is None:
             # Its home's change has not arrived here: nothing is known that would allow it.
             raise MeshError(Code.RESIDENCY_REFUSED)
+        key = self._book.key(key_id)
+        if key is None or key.revoked or key.tenant != tenant:
+            raise MeshError(Code.INVALID_API_KEY)
         match decide_forwarded(policy, self._here, sender.jurisdiction, self._left_s):
             case Permit() as permit:
                 return permit
@@ -210,6 +241,10 @@ class Story(Generic[P, H]):
         error.revision = policy.revision
         return error
 
+    def _endpoints(self, tenant: TenantId | None) -> tuple[Endpoint, ...]:
+        policy = None if tenant is None else self._book.tenant(tenant)
+        return () if policy is None else endpoints_of(policy, self._atlas)
+
     # --- read, choose, move
 
     async def _carry(
@@ -217,12 +252,13 @@ class Story(Generic[P, H]):
         exchange: Exchange[P, H] | ForwardedExchange[P, H],
         permitted: Callable[[], Permit],
         account: _Account,
+        ongoing: Ongoing,
         *,
         forwarded: bool = False,
     ) -> None:
-        """Reads, chooses and moves. Asks for a permit before the body and before each hop: time passes between."""
-        account.revision = permitted().revision
-        facts = await exchange.receive(self._max_body_bytes)
+        """Reads, chooses and moves. Asks for a permit before each hop: time passes between."""
+        ongoing.check()
+        facts = await exchange.receive(self._max_body_bytes, ongoing.check)
         tried: set[str] = set()
         fault = MeshError(Code.NO_CAPACITY)
         for _ in range(ATTEMPTS):
@@ -239,10 +275,11 @@ class Story(Generic[P, H]):
                 revision=permit.revision,
             )
             await exchange.admitted(head)
+            ongoing.check()
             if self._region_of(route) not in regions_for(permitted(), model, self._atlas):
                 # The pin was changed while the client held its content back.
                 raise MeshError(Code.NO_CAPACITY)
-            began, failed = await self._attempt(exchange, route, permit, facts, model, head, account)
+            began, failed = await self._attempt(exchange, route, permit, facts, model, head, account, ongoing)
             if failed is None:
                 return
             fault = failed
@@ -260,12 +297,14 @@ class Story(Generic[P, H]):
         model: ModelId,
         head: AnswerHead,
         account: _Account,
+        ongoing: Ongoing,
     ) -> tuple[bool, MeshError | None]:
         """Whether a byte reached the client, and what went wrong."""
         left_s = exchange.timeout_s - (self._clock.now_s() - account.began_s)
         hop_head = HopHead(
             request_id=exchange.request_id,
             tenant=permit.tenant,
+            key_id=ongoing.key_id,
             operation=exchange.operation,
             model=model,
             stream=facts.stream,
@@ -273,38 +312,50 @@ class Story(Generic[P, H]):
             trace=account.span.traceparent,
         )
         hop: H | None = None
+        whole = False
         # From here on: a call that ends while it waits for another region is recorded there.
         account.served_elsewhere = isinstance(route, Remote)
         try:
-            hop = await self._send(route, exchange, hop_head)
+            hop = await self._send(route, exchange, hop_head, ongoing)
             relayed = await exchange.relay(hop, head)
+            whole = relayed.fault is None
         except MeshError as error:
             if hop is None:
                 account.served_elsewhere = False
             return False, error
         finally:
+            account.handed = ongoing.handed
             if hop is not None:
                 account.usage = hop.usage
                 account.first_byte_s = hop.first_byte_s
                 hop.close()
+            ongoing.returned(whole=whole)
         fault = relayed.fault
         if fault is not None and fault.code in _OF_THE_HOP:
             fault = MeshError(_OF_THE_HOP[fault.code])
         return relayed.began, fault
 
     async def _send(
-        self, route: Local | Remote, exchange: Exchange[P, H] | ForwardedExchange[P, H], head: HopHead
+        self,
+        route: Local | Remote,
+        exchange: Exchange[P, H] | ForwardedExchange[P, H],
+        head: HopHead,
+        ongoing: Ongoing,
     ) -> H:
         match route:
-            case Local(replica):
-                host, _, port = replica.address.rpartition(":")
+            case Local(one):
+                host, _, port = one.address.rpartition(":")
                 to = Address(host.removeprefix("[").removesuffix("]"), int(port))
-                return await self._hops.to_replica(to, exchange.parcel, head)
+                leased = replace(head, lease=ongoing.lease(one.id))
+                return await self._hops.to_replica(to, exchange.parcel, leased, ongoing.check)
             case Remote(region):
                 fault = MeshError(Code.REPLICA_FAILED)
+                place = self._atlas.sites[region].jurisdiction
                 for address in self._peers.get(region, ()):
+                    ongoing.reach(Right(place, sent=True))
+                    sent = replace(head, span_s=ongoing.span_s)
                     try:
-                        return await self._hops.to_peer(region, address, exchange.parcel, head)
+                        return await self._hops.to_peer(region, address, exchange.parcel, sent, ongoing.check)
                     except MeshError as error:
                         fault = error
                 raise fault

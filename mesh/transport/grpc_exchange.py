@@ -6,6 +6,7 @@ Messages are bytes from end to end: of a request only the model is read, an answ
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TypeVar, cast
 
 import grpc.aio
@@ -16,8 +17,8 @@ from mesh.content.parcel import Sealed
 from mesh.errors import Code, MeshError
 from mesh.transport.grpc_server import Context
 from mesh.transport.hops import FrameHop
-from mesh.transport.http_exchange import MAX_TIMEOUT_S, Relayed, error_of
-from mesh.types import AnswerHead, Facts, Here, Operation, RequestId
+from mesh.transport.http_exchange import AT_LEAST, MAX_TIMEOUT_S, Relayed, at_least_of, error_of
+from mesh.types import AnswerHead, Facts, Here, Operation, RequestId, Revision
 from mesh.v1.inference_pb2 import AdmitChatAnswer, AdmitChatParcel, Admitted, RequestFacts
 
 PROTOBUF = "application/x-protobuf"
@@ -35,6 +36,18 @@ def credential_of(context: Context) -> str | None:
     if len(found) != 1 or not isinstance(found[0], str) or found[0][:7].lower() != "bearer ":
         return None
     return found[0][7:].strip()
+
+
+def at_least_asked(context: Context) -> Revision | None:
+    """The revision that `mesh-policy-at-least` names; None where it is not there.
+
+    Raises:
+        MeshError: INVALID_PARAMETER, also where it was given twice.
+    """
+    found = [value for key, value in context.invocation_metadata() or () if key == AT_LEAST]
+    if not found:
+        return None
+    return at_least_of(found[0] if len(found) == 1 and isinstance(found[0], str) else "")
 
 
 def timeout_s_of(context: Context) -> float:
@@ -108,9 +121,14 @@ class GrpcExchange:
         """What came after `Bearer `."""
         return credential_of(self._context)
 
-    async def receive(self, limit_bytes: int) -> Facts:
+    def at_least(self) -> Revision | None:
+        """See `gateway.ports.Exchange`."""
+        return at_least_asked(self._context)
+
+    async def receive(self, limit_bytes: int, check: Callable[[], None]) -> Facts:
         """Reads the message. See `gateway.ports.Exchange`."""
         message = await read_message(self._context)
+        check()
         if message is None:
             await asyncio.sleep(_HANG_UP_S)
             raise MeshError(Code.MALFORMED_BODY)
@@ -182,9 +200,10 @@ class AdmitExchange(GrpcExchange):
         self._limit_bytes = 0
         self._told: AnswerHead | None = None
 
-    async def receive(self, limit_bytes: int) -> Facts:
+    async def receive(self, limit_bytes: int, check: Callable[[], None]) -> Facts:
         """Reads the facts."""
         step = await self._step("facts")
+        check()
         facts = step.facts
         if facts.content_bytes > limit_bytes:
             raise MeshError(Code.REQUEST_TOO_LARGE)

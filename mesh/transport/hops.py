@@ -6,6 +6,7 @@ its role and its region; what a hop may carry where is not decided here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from mesh.content.frames import Frame, FrameError, FrameKind, FrameParser
@@ -13,9 +14,10 @@ from mesh.content.parcel import Sealed
 from mesh.errors import Code, MeshError
 from mesh.http1 import ConnectionFailedError, Pool, Response, TooManyConnectionsError
 from mesh.ports import Clock
+from mesh.routing.lease import Lease
 from mesh.settings import Address
 from mesh.tls import internal_name
-from mesh.types import ModelId, Operation, RegionId, RequestId, Role, TenantId, Usage
+from mesh.types import KeyId, ModelId, Operation, RegionId, RequestId, Role, TenantId, Usage
 
 
 class HopHead(Protocol):
@@ -29,6 +31,11 @@ class HopHead(Protocol):
     @property
     def tenant(self) -> TenantId:
         """Whose call it is."""
+        ...
+
+    @property
+    def key_id(self) -> KeyId:
+        """With which the call was made."""
         ...
 
     @property
@@ -56,13 +63,24 @@ class HopHead(Protocol):
         """A `traceparent` of our own."""
         ...
 
+    @property
+    def lease(self) -> Lease | None:
+        """For a replica: how long it may work on it."""
+        ...
+
+    @property
+    def span_s(self) -> float | None:
+        """For another region: how long what was sent may at most be under way."""
+        ...
+
 
 class FrameHop:
     """A parcel that was sent, and its frames as they come. Fulfils `gateway.ports.Hop`."""
 
-    def __init__(self, response: Response, clock: Clock) -> None:
+    def __init__(self, response: Response, clock: Clock, check: Callable[[], None]) -> None:
         self._response = response
         self._clock = clock
+        self._check = check
         self._parser = FrameParser()
         self._usage = Usage()
         self._first_byte_s: float | None = None
@@ -78,7 +96,7 @@ class FrameHop:
         return self._first_byte_s
 
     async def read(self) -> list[Frame]:
-        """All frames that have arrived, at least one; none at the end.
+        """All frames that have arrived, at least one; none at the end. Asks first whether they may be handed on.
 
         Raises:
             MeshError: REPLICA_FAILED when the connection broke or the bytes were no frames.
@@ -91,6 +109,7 @@ class FrameHop:
                 raise MeshError(Code.REPLICA_FAILED) from None
             if not data and self._parser.mid_frame:
                 raise MeshError(Code.REPLICA_FAILED)
+            self._check()
             if frames:
                 if frames[-1].usage != Usage():
                     self._usage = frames[-1].usage
@@ -107,41 +126,52 @@ class FrameHop:
 class HttpHops:
     """The way to replicas and peers. Fulfils `gateway.ports.Hops`."""
 
-    def __init__(self, pool: Pool, here: RegionId, clock: Clock) -> None:
+    def __init__(self, pool: Pool, border: Pool, here: RegionId, clock: Clock) -> None:
+        """Takes connections to replicas in `pool`, and to other regions in `border`, with a small send buffer."""
         self._pool = pool
+        self._border = border
         self._here = here
         self._clock = clock
 
-    async def to_replica(self, to: Address, parcel: Sealed, head: HopHead) -> FrameHop:
+    async def to_replica(self, to: Address, parcel: Sealed, head: HopHead, check: Callable[[], None]) -> FrameHop:
         """Sends a parcel to a replica of this region.
 
         Raises:
             MeshError: REPLICA_FAILED when it could not be handed over; NO_CAPACITY when too many are under way there.
         """
-        return await self._send(to, internal_name(Role.REPLICA, self._here), parcel, head)
+        return await self._send(self._pool, to, internal_name(Role.REPLICA, self._here), parcel, head, check)
 
-    async def to_peer(self, region: RegionId, to: Address, parcel: Sealed, head: HopHead) -> FrameHop:
+    async def to_peer(
+        self, region: RegionId, to: Address, parcel: Sealed, head: HopHead, check: Callable[[], None]
+    ) -> FrameHop:
         """Sends a parcel to a gateway of another region, which must prove to be of that region.
+
+        What it does not acknowledge within `head.span_s` is not sent again by the operating system.
 
         Raises:
             MeshError: REPLICA_FAILED when it could not be handed over; NO_CAPACITY when too many are under way there.
         """
-        return await self._send(to, internal_name(Role.GATEWAY, region), parcel, head)
+        return await self._send(self._border, to, internal_name(Role.GATEWAY, region), parcel, head, check)
 
-    async def _send(self, to: Address, name: str, parcel: Sealed, head: HopHead) -> FrameHop:
+    async def _send(
+        self, pool: Pool, to: Address, name: str, parcel: Sealed, head: HopHead, check: Callable[[], None]
+    ) -> FrameHop:
         headers = [
             (b"host", name.encode()),
             (b"content-type", parcel.content_type.encode()),
             (b"mesh-request-id", head.request_id.encode()),
             (b"mesh-tenant", head.tenant.encode()),
+            (b"mesh-key", head.key_id.encode()),
             (b"mesh-model", head.model.encode()),
             (b"mesh-stream", b"1" if head.stream else b"0"),
             (b"mesh-timeout-ms", b"%d" % max(1, int(head.timeout_s * 1000))),
         ]
         if head.trace is not None:
             headers.append((b"traceparent", head.trace.encode()))
+        if head.lease is not None:
+            headers.append((b"mesh-lease", head.lease.encode()))
         try:
-            response = await self._pool.request(
+            response = await pool.request(
                 to.host,
                 to.port,
                 server_name=name,
@@ -149,6 +179,8 @@ class HttpHops:
                 target=f"/v1/hop/{head.operation}",
                 headers=headers,
                 body=parcel.open(),
+                check=check,
+                unacknowledged_s=head.span_s,
             )
         except TooManyConnectionsError:
             raise MeshError(Code.NO_CAPACITY) from None
@@ -157,4 +189,4 @@ class HttpHops:
         if response.status != 200:
             response.close()
             raise MeshError(Code.REPLICA_FAILED)
-        return FrameHop(response, self._clock)
+        return FrameHop(response, self._clock, check)

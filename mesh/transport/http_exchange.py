@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -13,9 +14,11 @@ from mesh.errors import Code, MeshError
 from mesh.http1 import Request
 from mesh.transport.answers import EVENTS, JSON, head_headers
 from mesh.transport.hops import FrameHop
-from mesh.types import AnswerHead, Facts, Operation, RequestId
+from mesh.types import AnswerHead, Facts, Operation, RequestId, Revision
 
 MAX_TIMEOUT_S = 300.0
+AT_LEAST = "mesh-policy-at-least"
+_REVISION_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,25 @@ def credential_of(request: Request) -> str | None:
     return value[7:].strip().decode("ascii")
 
 
+def at_least_of(value: str | None) -> Revision | None:
+    """The revision that `mesh-policy-at-least` names; None where it is not there.
+
+    Raises:
+        MeshError: INVALID_PARAMETER.
+    """
+    if value is None:
+        return None
+    if not value.isascii() or not value.isdigit() or len(value) > _REVISION_DIGITS or int(value) < 1:
+        raise MeshError(Code.INVALID_PARAMETER, param=AT_LEAST, hint="It must be a revision: a whole number from 1 on.")
+    return Revision(int(value))
+
+
+def at_least_asked(request: Request) -> Revision | None:
+    """The same, of a request."""
+    value = request.header(AT_LEAST.encode())
+    return at_least_of(None if value is None else value.decode("latin-1"))
+
+
 class HttpExchange:
     """A call with an OpenAI JSON body."""
 
@@ -76,7 +98,11 @@ class HttpExchange:
         """From `mesh-timeout-ms`; what is no number there is refused by `receive`, in its turn."""
         return MAX_TIMEOUT_S if self._timeout_ms is None else self._timeout_ms / 1000
 
-    async def receive(self, limit_bytes: int) -> Facts:
+    def at_least(self) -> Revision | None:
+        """See `gateway.ports.Exchange`."""
+        return at_least_asked(self._request)
+
+    async def receive(self, limit_bytes: int, check: Callable[[], None]) -> Facts:
         """Reads the body. See `gateway.ports.Exchange`."""
         request = self._request
         if request.content_length is not None and request.content_length > limit_bytes:
@@ -88,7 +114,7 @@ class HttpExchange:
             or request.header(b"content-encoding") not in (None, b"identity")
         ):
             raise MeshError(Code.UNSUPPORTED_MEDIA_TYPE)
-        body = await request.body(limit_bytes)
+        body = await request.body(limit_bytes, check)
         self._parcel = Sealed(body, "application/json")
         facts = read_facts(body)
         if self._timeout_ms is None:

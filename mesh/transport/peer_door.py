@@ -16,10 +16,12 @@ from mesh.http1 import Request
 from mesh.tls import identity_of
 from mesh.transport.hops import FrameHop
 from mesh.transport.http_exchange import MAX_TIMEOUT_S, Relayed, error_of
-from mesh.types import AnswerHead, Facts, Operation, RegionId, RequestId, Role, TenantId, Usage
+from mesh.types import AnswerHead, Facts, KeyId, Operation, RegionId, RequestId, Role, TenantId, Usage
 
 _PATHS = {f"/v1/hop/{operation.value}": operation for operation in Operation}
 _HEADERS = [(b"content-type", CONTENT_TYPE)]
+_CUT = frozenset({Code.RESIDENCY_REFUSED, Code.POLICY_STALE, Code.TENANT_SUSPENDED, Code.INVALID_API_KEY})
+"""Why an answer that has begun may not go on."""
 _MEDIA_TYPES = frozenset({b"application/json", b"application/x-protobuf"})
 
 
@@ -36,6 +38,7 @@ class PeerExchange:
         self.entry = entry
         self.request_id = RequestId(_header(request, b"mesh-request-id", 64))
         self.tenant = TenantId(_header(request, b"mesh-tenant", 64))
+        self.key_id = KeyId(_header(request, b"mesh-key", 64))
         self.timeout_s = min(MAX_TIMEOUT_S, int(_header(request, b"mesh-timeout-ms", 6, digits=True)) / 1000)
         trace = request.header(b"traceparent")
         self.trace = trace.decode("ascii") if trace is not None and trace.isascii() else None
@@ -48,9 +51,9 @@ class PeerExchange:
         self._request = request
         self._parcel: Sealed | None = None
 
-    async def receive(self, limit_bytes: int) -> Facts:
+    async def receive(self, limit_bytes: int, check: Callable[[], None]) -> Facts:
         """Reads the parcel. What is known of it came beside it; the replica holds it to that."""
-        self._parcel = Sealed(await self._request.body(limit_bytes), self._media_type)
+        self._parcel = Sealed(await self._request.body(limit_bytes, check), self._media_type)
         return Facts(model=self._model, stream=self._stream)
 
     @property
@@ -114,7 +117,10 @@ class PeerDoor:
                 exchange.wipe()
         except MeshError as error:
             frame = error_frame(error)
-            if request.in_pieces:
+            if request.in_pieces and error.code in _CUT:
+                # What of the answer has not left this host must not leave it later.
+                request.cut_off()
+            elif request.in_pieces:
                 await request.write(frame)
                 await request.end()
             elif request.begun:

@@ -9,6 +9,7 @@ import pytest
 from gateway.world import JP, KEY, MODELS, SG, SITES, TENANT, VN, Call, ScriptedHop, World, load, replica
 
 from mesh.errors import Code, MeshError
+from mesh.gateway.ports import Check
 from mesh.gateway.story import endpoints_of
 from mesh.policy.bundle import TenantKey
 from mesh.routing.fleet import Atlas, Fleet
@@ -61,9 +62,9 @@ async def test_a_call_is_outside_the_pin_by_the_pin_and_not_by_what_is_told_firs
     await served.story.serve(Call())
 
     class Slow(Call):
-        async def receive(self, limit_bytes: int) -> Facts:
+        async def receive(self, limit_bytes: int, check: Check) -> Facts:
             narrowed.set_policy(2, ("VN",))
-            return await super().receive(limit_bytes)
+            return await super().receive(limit_bytes, check)
 
     assert (await refused(narrowed, Slow())).code is Code.RESIDENCY_REFUSED
     forwarded = World(allowed=("VN",), at=SG)
@@ -319,9 +320,9 @@ async def test_a_pin_that_changes_while_the_body_comes_counts() -> None:
     world = World(hops={"a:1": [ScriptedHop()]})
 
     class Slow(Call):
-        async def receive(self, limit_bytes: int) -> Facts:
+        async def receive(self, limit_bytes: int, check: Check) -> Facts:
             world.set_policy(2, ("SG",))
-            return await super().receive(limit_bytes)
+            return await super().receive(limit_bytes, check)
 
     error = await refused(world, Slow())
     assert (error.code, error.revision, world.hops.sent) == (Code.RESIDENCY_REFUSED, 2, [])
@@ -331,9 +332,9 @@ async def test_a_key_that_is_revoked_while_the_body_comes_counts() -> None:
     world = World(hops={"a:1": [ScriptedHop()]})
 
     class Slow(Call):
-        async def receive(self, limit_bytes: int) -> Facts:
+        async def receive(self, limit_bytes: int, check: Check) -> Facts:
             world.book.put_key(TenantKey(key_id=KEY.key_id, tenant=TENANT, hash="", revoked=True))
-            return await super().receive(limit_bytes)
+            return await super().receive(limit_bytes, check)
 
     assert (await refused(world, Slow())).code is Code.INVALID_API_KEY
     assert world.hops.sent == []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 from mesh.errors import Code, MeshError
 from mesh.gateway.answers import Answers
+from mesh.gateway.freshness import Freshness
 from mesh.gateway.keyring import Keyring
-from mesh.gateway.ports import Hop, HopHead, Parcel, Settled
+from mesh.gateway.ports import Check, Hop, HopHead, Parcel, Settled
+from mesh.gateway.running import Running
 from mesh.gateway.story import Story
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantKey, TenantPolicy
@@ -20,12 +22,14 @@ from mesh.routing.fleet import Atlas, CatalogueModel, Fleet, ModelLoad, RegionLo
 from mesh.runtime import SystemEntropy
 from mesh.settings import Address
 from mesh.telemetry.tracing import NO_SPAN
+from mesh.transport.handouts import HandOuts
 from mesh.types import (
     AnswerHead,
     Endpoint,
     Facts,
     Here,
     Jurisdiction,
+    KeyId,
     ModelId,
     ModelKind,
     Operation,
@@ -111,7 +115,10 @@ class Relayed:
 
 @dataclass
 class ScriptedHop:
-    """An answer: tokens used, whether a byte of it was shown, how it ended; or it never ends."""
+    """An answer: tokens used, whether a byte of it was shown, how it ended; or it never ends.
+
+    With `pieces` it is a stream of that many, each of which waits until the test puts a token into `gate`.
+    """
 
     usage: Usage = Usage(3, 5)
     began: bool = True
@@ -119,6 +126,9 @@ class ScriptedHop:
     endless: bool = False
     first_byte_s: float | None = None
     closed: int = 0
+    pieces: int = 0
+    gate: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
+    check: Check = lambda: None
 
     def close(self) -> None:
         self.closed += 1
@@ -132,21 +142,24 @@ class ScriptedHops:
     sent: list[tuple[str, HopHead]] = field(default_factory=list)
     held: asyncio.Event | None = None
 
-    async def to_replica(self, to: Address, parcel: Parcel, head: HopHead) -> ScriptedHop:
-        return self._send(str(to), head)
+    async def to_replica(self, to: Address, parcel: Parcel, head: HopHead, check: Check) -> ScriptedHop:
+        return self._send(str(to), head, check)
 
-    async def to_peer(self, region: RegionId, to: Address, parcel: Parcel, head: HopHead) -> ScriptedHop:
+    async def to_peer(self, region: RegionId, to: Address, parcel: Parcel, head: HopHead, check: Check) -> ScriptedHop:
         if self.held is not None:
             self.held.set()
             await asyncio.Event().wait()
-        return self._send(f"{region}/{to}", head)
+        return self._send(f"{region}/{to}", head, check)
 
-    def _send(self, to: str, head: HopHead) -> ScriptedHop:
+    def _send(self, to: str, head: HopHead, check: Check) -> ScriptedHop:
+        check()
         self.sent.append((to, head))
         waiting = self.answers.get(to)
         if not waiting:
             raise MeshError(Code.REPLICA_FAILED)
-        return waiting.pop(0)
+        hop = waiting.pop(0)
+        hop.check = check
+        return hop
 
 
 @dataclass
@@ -159,6 +172,8 @@ class Call:
     stream: bool = False
     timeout_s: float = 300.0
     tenant: TenantId = TENANT
+    key_id: KeyId = KEY.key_id
+    wants: Revision | None = None
     entry: RegionId = SG
     trace: str | None = None
     door: str = "http"
@@ -167,6 +182,7 @@ class Call:
     received: int = 0
     heads: list[AnswerHead] = field(default_factory=list)
     relaying: asyncio.Event = field(default_factory=asyncio.Event)
+    shown: int = 0
 
     @property
     def parcel(self) -> Parcel:
@@ -175,7 +191,10 @@ class Call:
 
     size_bytes = 10
 
-    async def receive(self, limit_bytes: int) -> Facts:
+    def at_least(self) -> Revision | None:
+        return self.wants
+
+    async def receive(self, limit_bytes: int, check: Check) -> Facts:
         self.received += 1
         return Facts(model=self.model, stream=self.stream)
 
@@ -188,6 +207,10 @@ class Call:
         self.relaying.set()
         if hop.endless:
             await asyncio.Event().wait()
+        for _ in range(hop.pieces):
+            await hop.gate.get()
+            hop.check()
+            self.shown += 1
         fault = None if hop.fault is None else MeshError(hop.fault)
         return Relayed(began=hop.began, fault=fault)
 
@@ -221,10 +244,14 @@ class World:
         coin: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.clock = ManualClock()
+        self.renewed: Callable[[], Awaitable[None]] | None = None
         self.hasher = CountingHasher()
         self.book = PolicyBook()
         self.authority = Authority()
         self.authority.granted({}, self.clock.instant())
+        self.handouts = HandOuts(self.clock)
+        for one in replicas:
+            self.handouts.pinged(one.id, 1, 0)
         self.counted: list[Settled] = []
         self.hops = ScriptedHops({"a:1": [ScriptedHop()]} if hops is None else hops)
         self.fleet = Fleet(replicas=tuple(replicas), regions={one.region: one for one in loads})
@@ -232,6 +259,13 @@ class World:
         self.book.put_key(TenantKey(key_id=KEY.key_id, tenant=TENANT, hash=f"hash of {KEY.text}", revoked=False))
         self.book.loaded = True
         here = Here(region=at, jurisdiction=JURISDICTION[at])
+        self.running = Running(
+            here=here, book=self.book, authority=self.authority, replicas=self.handouts, clock=self.clock
+        )
+        self.book.watcher = self.running
+        self.handouts.holds = self.running.holds
+        self.handouts.on_confirm = self.running.confirmed
+        self.freshness = Freshness(book=self.book, authority=self.authority, renew=self._renew, clock=self.clock)
         atlas = Atlas(here=at, sites=SITES, models=MODELS)
         self.keyring = Keyring(
             book=self.book, mac_secret=SECRET, hasher=self.hasher, clock=self.clock, entropy=SystemEntropy()
@@ -241,6 +275,8 @@ class World:
             atlas=atlas,
             book=self.book,
             authority=self.authority,
+            running=self.running,
+            freshness=self.freshness,
             keyring=self.keyring,
             fleet=lambda: self.fleet,
             hops=self.hops,
@@ -260,6 +296,10 @@ class World:
             fleet=lambda: self.fleet,
             clock=self.clock,
         )
+
+    async def _renew(self) -> None:
+        assert self.renewed is not None
+        await self.renewed()
 
     @property
     def settled(self) -> list[Settled]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_lab import HEAD, HERE, KEY, LIMIT_BYTES, FakeHop, data, end, info_of, opened, rest_of
+from grpc_lab import HEAD, HERE, KEY, LIMIT_BYTES, FakeHop, data, end, info_of, opened, rest_of, unchecked
 
 from mesh.errors import Code, MeshError
 from mesh.transport.grpc_exchange import GrpcExchange
@@ -28,7 +28,7 @@ def chunk(text: str) -> ChatChunk:
 
 
 async def story(exchange: GrpcExchange) -> None:
-    await exchange.receive(LIMIT_BYTES)
+    await exchange.receive(LIMIT_BYTES, unchecked)
     await exchange.admitted(HEAD)
     relayed = await exchange.relay(FakeHop([data(chunk("a").SerializeToString())], [end()]), HEAD)
     assert relayed.fault is None
@@ -44,7 +44,7 @@ async def test_content_is_asked_for_after_it_was_admitted(pki: Path) -> None:
     seen: list[object] = []
 
     async def serve(exchange: GrpcExchange) -> None:
-        seen.extend([await exchange.receive(LIMIT_BYTES), exchange.operation])
+        seen.extend([await exchange.receive(LIMIT_BYTES, unchecked), exchange.operation])
         with pytest.raises(RuntimeError):
             _ = exchange.parcel
         await exchange.admitted(HEAD)
@@ -79,7 +79,7 @@ async def test_a_key_or_place_that_is_refused_is_told_before_the_facts(pki: Path
 
 async def test_a_model_that_is_refused_is_told_before_the_content(pki: Path) -> None:
     async def serve(exchange: GrpcExchange) -> None:
-        await exchange.receive(LIMIT_BYTES)
+        await exchange.receive(LIMIT_BYTES, unchecked)
         raise MeshError(Code.MODEL_NOT_FOUND, param="model")
 
     async with opened(pki, serve) as door:
@@ -128,7 +128,7 @@ async def test_content_must_be_what_was_admitted(pki: Path, second: AdmitChatReq
 
 async def test_a_second_attempt_asks_for_nothing_and_tells_of_another_region(pki: Path) -> None:
     async def serve(exchange: GrpcExchange) -> None:
-        await exchange.receive(LIMIT_BYTES)
+        await exchange.receive(LIMIT_BYTES, unchecked)
         await exchange.admitted(LOCAL)
         first = await exchange.relay(FakeHop(MeshError(Code.REPLICA_FAILED)), LOCAL)
         assert not first.began

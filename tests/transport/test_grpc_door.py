@@ -23,6 +23,7 @@ from grpc_lab import (
     info_of,
     opened,
     rest_of,
+    unchecked,
 )
 
 from mesh.content.frames import Frame, FrameKind
@@ -41,7 +42,7 @@ ANSWER = inference_pb2.ChatResponse(id="chatcmpl-req-1", model="smol")
 
 async def answered(exchange: GrpcExchange, *batches) -> None:
     """A story that answers by one hop."""
-    await exchange.receive(LIMIT_BYTES)
+    await exchange.receive(LIMIT_BYTES, unchecked)
     await exchange.admitted(HEAD)
     relayed = await exchange.relay(FakeHop(*batches), HEAD)
     if relayed.fault is not None:
@@ -72,7 +73,7 @@ async def test_a_call_reaches_the_story_as_the_client_sent_it(
     seen: list[object] = []
 
     async def serve(exchange: GrpcExchange) -> None:
-        facts = await exchange.receive(LIMIT_BYTES)
+        facts = await exchange.receive(LIMIT_BYTES, unchecked)
         parcel = exchange.parcel
         seen.extend([facts, exchange.operation, exchange.door, exchange.credential])
         seen.extend([bytes(parcel.open()), parcel.content_type, parcel.size_bytes])
@@ -119,7 +120,7 @@ async def test_a_stream_is_moved_message_by_message_as_it_comes(pki: Path) -> No
     usages: list[Usage] = []
 
     async def serve(exchange: GrpcExchange) -> None:
-        await exchange.receive(LIMIT_BYTES)
+        await exchange.receive(LIMIT_BYTES, unchecked)
         progress = Frame(FrameKind.PROGRESS, Usage(3, 0), b"")
         one, two, three = (data(chunk(text).SerializeToString(), n) for n, text in enumerate("abc", 1))
         hop = FakeHop([progress], [one], more, [two, three], [end(3)])
@@ -161,7 +162,7 @@ async def test_what_fails_before_the_first_message_is_the_storys_to_try_again(
     faults: list[tuple[Code, bool]] = []
 
     async def serve(exchange: GrpcExchange) -> None:
-        await exchange.receive(LIMIT_BYTES)
+        await exchange.receive(LIMIT_BYTES, unchecked)
         first = await exchange.relay(FakeHop(*batches), HEAD)
         assert first.fault is not None
         faults.append((first.fault.code, first.began))
@@ -218,7 +219,7 @@ async def test_refused_calls_of_one_connection_take_a_window_each_and_leave_it_u
     async def serve(exchange: GrpcExchange) -> None:
         if exchange.operation is Operation.EMBEDDINGS:
             raise MeshError(Code.RESIDENCY_REFUSED, allowed=[SINGAPORE])
-        await exchange.receive(limit_bytes)
+        await exchange.receive(limit_bytes, unchecked)
         sizes.append(exchange.parcel.size_bytes)
         await exchange.relay(FakeHop([data(b""), end()]), HEAD)
 
@@ -245,7 +246,7 @@ async def test_the_same_message_is_taken_when_it_is_not_refused(pki: Path) -> No
     sizes: list[int] = []
 
     async def serve(exchange: GrpcExchange) -> None:
-        await exchange.receive(LIMIT_BYTES)
+        await exchange.receive(LIMIT_BYTES, unchecked)
         sizes.append(exchange.parcel.size_bytes)
         await exchange.relay(FakeHop([data(b""), end()]), HEAD)
 
@@ -361,7 +362,7 @@ async def test_a_client_that_hangs_up_cancels_its_story(pki: Path, method: str, 
                 await never.wait()
             if phase == "receive":
                 reached.set()
-            await exchange.receive(LIMIT_BYTES)
+            await exchange.receive(LIMIT_BYTES, unchecked)
             first = [[data(chunk("a").SerializeToString())]] if phase == "after the first message" else []
             reached.set()
             if first and method == "Chat":
@@ -389,7 +390,7 @@ async def test_a_client_that_vanishes_cancels_its_story(pki: Path) -> None:
     reached, cancelled = asyncio.Event(), asyncio.Event()
 
     async def serve(exchange: GrpcExchange) -> None:
-        await exchange.receive(LIMIT_BYTES)
+        await exchange.receive(LIMIT_BYTES, unchecked)
         try:
             reached.set()
             await exchange.relay(FakeHop(asyncio.Event()), HEAD)
@@ -429,7 +430,7 @@ async def test_a_deadline_that_passes_is_told(pki: Path, hold: str) -> None:
             async with asyncio.timeout(0.05):
                 if hold == "before the message":
                     await asyncio.Event().wait()
-                await exchange.receive(LIMIT_BYTES)
+                await exchange.receive(LIMIT_BYTES, unchecked)
                 await exchange.relay(FakeHop(asyncio.Event()), HEAD)
         except TimeoutError:
             raise MeshError(Code.DEADLINE_EXCEEDED) from None
@@ -453,7 +454,7 @@ async def test_a_reader_that_stalls_holds_the_hop_back(pki: Path) -> None:
             return [data(b"x" * 65_536)]
 
     async def serve(exchange: GrpcExchange) -> None:
-        await exchange.receive(LIMIT_BYTES)
+        await exchange.receive(LIMIT_BYTES, unchecked)
         try:
             async with asyncio.timeout(1):
                 await exchange.relay(Endless(), HEAD)

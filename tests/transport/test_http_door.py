@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from gateway.world import JP, KEY, SG, VN, World, replica
-from grpc_lab import HEAD, FakeHop, data, end
+from grpc_lab import HEAD, FakeHop, data, end, unchecked
 
 from mesh.content.frames import CONTENT_TYPE, FrameKind, encode
 from mesh.content.parcel import Sealed
@@ -98,7 +98,7 @@ async def opened(handler: Handler = well, serve: object = None, **world: object)
     async with listen(handler, "127.0.0.1", 0, tls=None, fault=lambda *_: (500, [], b"")) as hosted:
         made = World(**{"replicas": (replica("a", address=f"127.0.0.1:{hosted.port}"),), **world})
         pool = Pool(None)
-        made.story._hops = HttpHops(pool, VN, made.clock)
+        made.story._hops = HttpHops(pool, pool, VN, made.clock)
         lab = Lab(0, made, pool)
         at = made.story._here
         door = HttpDoor(
@@ -292,7 +292,7 @@ async def peers(pki: Path, handler: Handler = well, **policy: object) -> AsyncGe
         address = f"127.0.0.1:{hosted.port}"
         there = World(at=SG, replicas=(replica("b", "chat-sg", address=address),), **policy)
         pool = Pool(client_context(pki, SG, Role.GATEWAY))
-        there.story._hops = HttpHops(pool, SG, there.clock)
+        there.story._hops = HttpHops(pool, pool, SG, there.clock)
         door = PeerDoor(serve=there.story.serve_forwarded, here=SG, regions=[VN, SG])
         context = server_context(pki, SG, Role.GATEWAY)
         async with listen(door.handle, "127.0.0.1", 0, tls=context, fault=door.fault) as server:
@@ -304,11 +304,11 @@ async def forward(pki: Path, port: int, region: str, role: Role, world: World, m
     """A parcel to SG's peer door by a certificate of a test's choice; the frames that came."""
     pool = Pool(client_context(pki, region, role))
     head = HopHead(
-        request_id=RequestId("req_7"), tenant=TenantId("t_aaaaaaaaaaaaaaaa"), operation=Operation.CHAT,
+        request_id=RequestId("req_7"), tenant=TenantId("t_aaaaaaaaaaaaaaaa"), key_id=KEY.key_id, operation=Operation.CHAT,
         model=ModelId(model), stream=False, timeout_s=30.0,
     )  # fmt: skip
-    hop = await HttpHops(pool, VN, world.clock).to_peer(
-        SG, Address("127.0.0.1", port), Sealed(bytearray(CHAT), "application/json"), head
+    hop = await HttpHops(pool, pool, VN, world.clock).to_peer(
+        SG, Address("127.0.0.1", port), Sealed(bytearray(CHAT), "application/json"), head, unchecked
     )
     frames = []
     while found := await hop.read():
