@@ -10,6 +10,7 @@ import typer
 
 from mesh.cli.cluster import render_cluster
 from mesh.cli.context import checkout, here_of
+from mesh.cli.front import haproxy_binary, render_front
 from mesh.cli.options import Json
 from mesh.cli.output import Column, print_json, show_items, show_object
 from mesh.embedded.configuration import catalogue
@@ -78,6 +79,17 @@ def render_region(
     text = render_cluster(template, _find(catalogue(), region))
     if as_json:
         print_json({"region": region, "cluster": text})
+    else:
+        sys.stdout.write(text)
+
+
+@regions.command("front")
+def render_region_front(region: RegionArgument, as_json: Json = False) -> None:
+    """Print the configuration of a region's front, for HAProxy in TCP mode: 'haproxy -f FILE'."""
+    known = catalogue()
+    text, binary = render_front(known, _find(known, region)), haproxy_binary()
+    if as_json:
+        print_json({"region": region, "config": text, "haproxy": None if binary is None else str(binary)})
     else:
         sys.stdout.write(text)
 

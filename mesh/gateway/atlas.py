@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mesh.policy.hostnames import DoorNames, host_name
 from mesh.routing.fleet import Atlas, CatalogueModel, Site
-from mesh.settings import Address, Gateway, Settings
+from mesh.settings import Address, Catalogue, Gateway, Settings
 from mesh.tls import door_name
 from mesh.types import RegionId
 
@@ -31,14 +31,14 @@ def atlas_of(settings: Settings, here: RegionId) -> Atlas:
     )
 
 
-def door_names(settings: Settings, region: RegionId, gateway: Gateway) -> DoorNames:
+def door_names(known: Settings | Catalogue, region: RegionId, gateway: Gateway) -> DoorNames:
     """The names by which a gateway's doors are called."""
-    here = settings.regions[region]
+    here = known.regions[region]
     plain = (here.endpoint.http.removeprefix("https://"), here.endpoint.grpc, str(gateway.http), str(gateway.grpc))
     return DoorNames(
         plain=frozenset({*map(host_name, plain), door_name(region)}),
         zone=here.zone,
-        zones=frozenset(one.zone for one in settings.regions.values() if one.zone is not None),
+        zones=frozenset(one.zone for one in known.regions.values() if one.zone is not None),
     )
 
 

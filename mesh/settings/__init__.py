@@ -26,6 +26,7 @@ from mesh.settings.model import (
     Region,
     Settings,
 )
+from mesh.settings.table import is_address
 
 __all__ = [
     "JURISDICTIONS",
@@ -38,6 +39,7 @@ __all__ = [
     "PolicyKey",
     "Region",
     "Settings",
+    "is_address",
     "load",
     "load_catalogue",
     "render",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -26,7 +25,7 @@ from mesh.settings.model import (
     Settings,
 )
 from mesh.settings.provider import read_provider
-from mesh.settings.table import Table, parse_address
+from mesh.settings.table import Table, is_address, parse_address
 from mesh.types import Endpoint, GatewayId, Jurisdiction, ModelId, ModelKind, RegionId
 
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
@@ -228,17 +227,10 @@ def _front(table: Table) -> Front:
         connections=table.integer("connections", 1, 1_000_000),
     )
     for i, source in enumerate(front.sources):
-        if not _is_address(source):
+        if not is_address(source):
             table.fault(f"sources[{i}]", f"must be {_SOURCE_RULE}")
     table.close()
     return front
-
-
-def _is_address(text: str) -> bool:
-    try:
-        return str(ipaddress.ip_address(text)) == text and "%" not in text
-    except ValueError:
-        return False
 
 
 def _gateways(table: Table) -> tuple[Gateway, ...]:

@@ -166,6 +166,14 @@ def parse_address(text: str) -> Address | None:
     return Address(host, port)
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an IP address in its shortest form."""
+    try:
+        return str(ipaddress.ip_address(text)) == text and "%" not in text
+    except ValueError:
+        return False
+
+
 def _is_host(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
