@@ -11,6 +11,7 @@ from mesh.settings import JURISDICTIONS
 from mesh.types import Jurisdiction, Transfer
 
 MAX_NAME_CHARS = 64
+MAX_DRAIN_S = 3600.0
 
 
 def checked_name(name: str) -> str:
@@ -61,3 +62,14 @@ def checked_transfer(transfer: str) -> Transfer:
     if transfer not in list(Transfer):
         raise MeshError(Code.INVALID_PARAMETER, param="transfer", hint=f"It is one of {', '.join(Transfer)}.")
     return Transfer(transfer)
+
+
+def checked_drain_s(drain_s: float) -> float:
+    """How long what runs may go on after a removal: at most an hour; authority ends it sooner.
+
+    Raises:
+        MeshError: `invalid_parameter`, `drain`.
+    """
+    if not 0 <= drain_s <= MAX_DRAIN_S:
+        raise MeshError(Code.INVALID_PARAMETER, param="drain", hint="At most an hour.")
+    return drain_s

@@ -8,14 +8,18 @@ from contextlib import AsyncExitStack
 from mesh import tls
 from mesh.admin.routes import routes
 from mesh.admin.service import AdminService
+from mesh.admin.shrinks import Shrinks
 from mesh.admin.tenants import Tenants
+from mesh.control.barrier import Barrier
 from mesh.control.changes import Changes
 from mesh.control.etcd import open_store
 from mesh.control.hashing import key_hasher
+from mesh.control.members import Members
 from mesh.control.ops import sweep
 from mesh.control.records import trust_of
 from mesh.control.signing import Signer
 from mesh.control.store import Store, StoreError
+from mesh.control.sweep import MemberSweeper
 from mesh.ledger import open_ledger
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.settings import Region, Settings
@@ -75,25 +79,23 @@ class AdminProgram:
             hasher = await stack.enter_async_context(key_hasher(settings.key_hash))
             store = await stack.enter_async_context(open_store(settings.etcd, pki, region.id, Role.ADMIN, clock))
             own = tls.grpc_channel_credentials(pki, region.id, Role.ADMIN)
+            trust = trust_of(settings, clock)
+            # A region without a policy key can have no tenants; all else works.
+            signer = Signer.load(pki, region) if region.policy_keys else None
+            members = Members(store, clock, self._tasks, self._log)
+            barrier = Barrier(store=store, region=region.id, members=members, trust=trust, clock=clock, log=self._log)
             service = AdminService(
                 tenants=Tenants(
                     here=here,
                     ledger=ledger,
-                    changes=Changes(
-                        store,
-                        region.id,
-                        clock,
-                        self._entropy,
-                        # A region without one can have no tenants; all else works.
-                        signer=Signer.load(pki, region) if region.policy_keys else None,
-                        trust=trust_of(settings, clock),
-                        journal=ledger,
-                    ),
+                    changes=Changes(store, region.id, clock, self._entropy, signer=signer, trust=trust, journal=ledger),
                     hasher=hasher,
                     mac_secret=tls.read_mesh_secret(pki),
                     clock=clock,
                     entropy=self._entropy,
                 ),
+                shrinks=Shrinks(barrier=barrier, signer=signer, epoch=trust.epoch, clock=clock),
+                barrier=barrier,
                 ledger=ledger,
                 routes=await stack.enter_async_context(routes(region, own)),
                 clock=clock,
@@ -114,6 +116,9 @@ class AdminProgram:
             try:
                 async with self._tasks() as tasks:
                     tasks.spawn(self._sweep(store), "op-sweeper")
+                    tasks.spawn(members.run(), "members")
+                    sweeper = MemberSweeper(store, region.id, trust.cap_s, clock, self._log)
+                    tasks.spawn(sweeper.run(), "member-sweeper")
                     await stop.wait()
                     self._log.info("admin.draining")
                     await server.drain(DRAIN_S)

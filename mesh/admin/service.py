@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -12,14 +13,17 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue]
 
 from mesh.admin.routes import Routes
+from mesh.admin.shrinks import Patience, Progress, Shrinks
 from mesh.admin.tenants import NamedTenant, Tenants
+from mesh.control.barrier import Barrier, Standing
+from mesh.control.changes import Outcome
 from mesh.control.records import KeyRecord
 from mesh.errors import Code, MeshError
 from mesh.ledger import Ledger
 from mesh.ports import Clock
 from mesh.tls import identity_of_grpc
-from mesh.transport.grpc_server import Context, Failed, Handler, service, unary
-from mesh.types import RequestId, Role, TenantState
+from mesh.transport.grpc_server import Context, Failed, Handler, service, unary, unary_stream
+from mesh.types import MemberId, RequestId, Revision, Role, TenantId
 from mesh.v1 import admin_pb2 as pb
 from mesh.v1 import router_pb2
 
@@ -27,6 +31,7 @@ ADMIN = pb.DESCRIPTOR.services_by_name["Admin"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 DEADLINE_S = 4.7
 """For any call: an operator is told within 5 s that the control store is away."""
+T = TypeVar("T")
 _DEFAULT_USAGE_S = 30 * 86_400
 _PAGE = 1000
 _MAX_TIME_S = 253_402_300_799  # the year 9999: what RFC 3339 can say
@@ -35,8 +40,12 @@ _MAX_TIME_S = 253_402_300_799  # the year 9999: what RFC 3339 can say
 class AdminService:
     """The service of one region, for the operator's certificate only."""
 
-    def __init__(self, *, tenants: Tenants, ledger: Ledger, routes: Routes, clock: Clock) -> None:
+    def __init__(
+        self, *, tenants: Tenants, shrinks: Shrinks, barrier: Barrier, ledger: Ledger, routes: Routes, clock: Clock
+    ) -> None:
         self._tenants = tenants
+        self._shrinks = shrinks
+        self._barrier = barrier
         self._ledger = ledger
         self._routes = routes
         self._clock = clock
@@ -51,23 +60,37 @@ class AdminService:
 
             return unary(guarded, request.FromString, failed)
 
+        def follower(work: Callable[[Any], AsyncGenerator[Message]], request: type[Message]) -> Handler:
+            async def guarded(message: object, context: Context) -> AsyncGenerator[Message]:
+                _check(context)
+                async with aclosing(work(message)) as answers:
+                    async for answer in answers:
+                        yield answer
+
+            return unary_stream(guarded, request.FromString, failed)
+
         calls = {
             "CreateTenant": operator(self._create_tenant, pb.CreateTenantRequest),
             "FindTenant": operator(self._find_tenant, pb.FindTenantRequest),
             "ListTenants": operator(self._list_tenants, pb.ListTenantsRequest),
-            "SuspendTenant": operator(self._suspend_tenant, pb.SuspendTenantRequest),
+            "SuspendTenant": follower(self._suspend_tenant, pb.SuspendTenantRequest),
             "ResumeTenant": operator(self._resume_tenant, pb.ResumeTenantRequest),
-            "Pin": operator(self._pin, pb.PinRequest),
+            "Pin": follower(self._pin, pb.PinRequest),
+            "SetAuthority": follower(self._set_authority, pb.SetAuthorityRequest),
+            "SetTransfer": follower(self._set_transfer, pb.SetTransferRequest),
+            "PinStatus": operator(self._pin_status, pb.PinStatusRequest),
+            "AttestDead": operator(self._attest_dead, pb.AttestDeadRequest),
             "CreateKey": operator(self._create_key, pb.CreateKeyRequest),
             "ListKeys": operator(self._list_keys, pb.ListKeysRequest),
-            "RevokeKey": operator(self._revoke_key, pb.RevokeKeyRequest),
+            "FindKey": operator(self._find_key, pb.FindKeyRequest),
+            "RevokeKey": follower(self._revoke_key, pb.RevokeKeyRequest),
             "Usage": operator(self._usage, pb.UsageRequest),
             "Disclosures": operator(self._disclosures, pb.DisclosuresRequest),
             "ExplainRoute": operator(self._explain_route, pb.ExplainRouteRequest),
         }
         return [service(ADMIN, calls), service(_HEALTH, {"Check": _health(failed)})]
 
-    async def _in_time(self, work: Awaitable[Message]) -> Message:
+    async def _in_time(self, work: Awaitable[T]) -> T:
         try:
             async with self._clock.timeout(DEADLINE_S):
                 return await work
@@ -87,14 +110,93 @@ class AdminService:
     async def _list_tenants(self, _: pb.ListTenantsRequest) -> pb.ListTenantsResponse:
         return pb.ListTenantsResponse(items=[_tenant(tenant) for tenant in await self._tenants.all()])
 
-    async def _suspend_tenant(self, request: pb.SuspendTenantRequest) -> pb.Tenant:
-        return _tenant(await self._tenants.set_state(request.tenant, TenantState.SUSPENDED))
-
     async def _resume_tenant(self, request: pb.ResumeTenantRequest) -> pb.Tenant:
-        return _tenant(await self._tenants.set_state(request.tenant, TenantState.ACTIVE))
+        return _tenant(await self._tenants.resume(request.tenant))
 
-    async def _pin(self, request: pb.PinRequest) -> pb.Tenant:
-        return _tenant(await self._tenants.pin(request.tenant, list(request.allowed)))
+    async def _suspend_tenant(self, request: pb.SuspendTenantRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+        making = self._tenants.suspend(request.tenant, _op_id(request.patience))
+        async with aclosing(self._follow(making, request.patience)) as said:
+            async for one in said:
+                yield one
+
+    async def _pin(self, request: pb.PinRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+        making = self._tenants.pin(
+            request.tenant, list(request.allowed), request.drain_ms / 1000, _op_id(request.patience)
+        )
+        async with aclosing(self._follow(making, request.patience)) as said:
+            async for one in said:
+                yield one
+
+    async def _set_transfer(self, request: pb.SetTransferRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+        making = self._tenants.set_transfer(request.tenant, request.transfer, _op_id(request.patience))
+        async with aclosing(self._follow(making, request.patience)) as said:
+            async for one in said:
+                yield one
+
+    async def _set_authority(self, request: pb.SetAuthorityRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+        making = self._tenants.set_authority(
+            request.tenant,
+            request.home_ms / 1000 if request.home_ms else None,
+            request.foreign_ms / 1000 if request.foreign_ms else None,
+            _op_id(request.patience),
+        )
+        async with aclosing(self._follow(making, request.patience)) as said:
+            async for one in said:
+                if one.done:
+                    settling = self._tenants.settle_authority(
+                        TenantId(one.tenant.tenant), Revision(one.tenant.revision)
+                    )
+                    settled = await self._in_time(settling)
+                    one.tenant.CopyFrom(_tenant(NamedTenant(settled.tenant.policy, one.tenant.name)))
+                yield one
+
+    async def _revoke_key(self, request: pb.RevokeKeyRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+        making = self._tenants.revoke_key(request.key_id, _op_id(request.patience))
+        async with aclosing(self._follow(making, request.patience)) as said:
+            async for one in said:
+                yield one
+
+    async def _follow(self, making: Awaitable[Outcome], patience: pb.Patience) -> AsyncGenerator[pb.ShrinkProgress]:
+        waiting = Patience(
+            strict=patience.strict,
+            timeout_s=patience.timeout_ms / 1000 if patience.timeout_ms else None,
+            receipt=patience.receipt,
+        )
+        name: str | None = None
+        async with aclosing(self._shrinks.follow(self._in_time(making), waiting)) as said:
+            async for progress in said:
+                if name is None:
+                    name = await self._tenants.name_of(progress.outcome.tenant.policy.tenant)
+                yield _progress(progress, name)
+
+    async def _pin_status(self, _: pb.PinStatusRequest) -> pb.PinStatusResponse:
+        return pb.PinStatusResponse(
+            members=[
+                pb.Member(
+                    member=member.member,
+                    region=member.region,
+                    gateway=member.gateway,
+                    grant_age_ms=round(member.grant_age_s * 1000),
+                    shards=[
+                        pb.ShardNumber(home=shard.home, shard=shard.index, applied=applied, head=head)
+                        for shard, (applied, head) in sorted(member.shards.items())
+                    ],
+                    draining=[
+                        pb.DrainingTenant(tenant=tenant, revision=drain.revision, left_ms=round(drain.left_s * 1000))
+                        for tenant, drain in sorted(member.draining.items())
+                    ],
+                )
+                for member in await self._barrier.status()
+            ],
+            open=[
+                pb.OpenShrink(op_id=one.op_id, tenant=one.tenant, revision=one.revision, waited_ms=one.waited_ms)
+                for one in self._shrinks.open()
+            ],
+        )
+
+    async def _attest_dead(self, request: pb.AttestDeadRequest) -> pb.AttestDeadResponse:
+        gateway = await self._barrier.attest(MemberId(request.member))
+        return pb.AttestDeadResponse(member=request.member, gateway=gateway)
 
     async def _create_key(self, request: pb.CreateKeyRequest) -> pb.Key:
         made = await self._tenants.create_key(request.tenant)
@@ -105,8 +207,8 @@ class AdminService:
     async def _list_keys(self, request: pb.ListKeysRequest) -> pb.ListKeysResponse:
         return pb.ListKeysResponse(items=[_key(record) for record in await self._tenants.keys(request.tenant)])
 
-    async def _revoke_key(self, request: pb.RevokeKeyRequest) -> pb.Key:
-        return _key(await self._tenants.revoke_key(request.key_id))
+    async def _find_key(self, request: pb.FindKeyRequest) -> pb.Key:
+        return _key(await self._tenants.key(request.key_id))
 
     async def _usage(self, request: pb.UsageRequest) -> pb.UsageResponse:
         from_s, to_s = self._period(request)
@@ -200,6 +302,41 @@ def _key(record: KeyRecord) -> pb.Key:
         key_id=record.key.key_id,
         created_at=_rfc3339(record.created_s),
         revoked_at="" if record.revoked_s is None else _rfc3339(record.revoked_s),
+    )
+
+
+def _op_id(patience: pb.Patience) -> str | None:
+    return patience.op_id or None
+
+
+_STANDINGS = {
+    Standing.WAITING: pb.MEMBER_STATE_WAITING,
+    Standing.DRAINING: pb.MEMBER_STATE_DRAINING,
+    Standing.ACKNOWLEDGED: pb.MEMBER_STATE_ACKNOWLEDGED,
+    Standing.LAPSED: pb.MEMBER_STATE_LAPSED,
+    Standing.TIMED_OUT: pb.MEMBER_STATE_TIMED_OUT,
+}
+
+
+def _progress(progress: Progress, name: str) -> pb.ShrinkProgress:
+    outcome = progress.outcome
+    return pb.ShrinkProgress(
+        op_id=outcome.op_id,
+        tenant=_tenant(NamedTenant(outcome.tenant.policy, name)),
+        key=None if outcome.key is None else _key(outcome.key),
+        members=[
+            pb.MemberProgress(
+                member=member.member,
+                region=member.region,
+                gateway=member.gateway,
+                state=_STANDINGS[member.standing],
+                left_ms=round(member.left_s * 1000),
+            )
+            for member in progress.members
+        ],
+        waited_ms=progress.waited_ms,
+        done=progress.done,
+        receipt=progress.receipt,
     )
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from mesh.admin.names import checked_allowed, checked_name, checked_transfer
+from mesh.admin.names import checked_allowed, checked_drain_s, checked_name, checked_transfer
 from mesh.control.changes import Changes, Outcome
 from mesh.control.hashing import KeyHasher
 from mesh.control.records import NONCE_BYTES, KeyRecord, TenantRecord, is_tenant_id, tenant_id
 from mesh.errors import Code, MeshError
 from mesh.ledger import Account, AccountExistsError, Ledger
-from mesh.policy.bundle import TenantPolicy
+from mesh.policy.bundle import Spans, TenantPolicy
 from mesh.policy.keys import make_key
 from mesh.ports import Clock, Entropy
-from mesh.types import Here, KeyId, TenantId, TenantState
+from mesh.types import Here, KeyId, Revision, TenantId, TenantState
 
 _KEY_BYTES = 48
 
@@ -101,16 +101,47 @@ class Tenants:
         ]
         return sorted(found, key=lambda tenant: (tenant.name, tenant.policy.tenant))
 
-    async def set_state(self, tenant: str, state: TenantState) -> NamedTenant:
-        """Suspends or resumes a tenant."""
+    async def resume(self, tenant: str) -> NamedTenant:
+        """Serves a suspended tenant again."""
         known, account = await self._known(tenant)
-        return _named(await self._changes.set_state(known, state), account)
+        return _named(await self._changes.set_state(known, TenantState.ACTIVE), account)
 
-    async def pin(self, tenant: str, allowed: list[str]) -> NamedTenant:
+    async def suspend(self, tenant: str, op_id: str | None) -> Outcome:
+        """Stops serving a tenant."""
+        known, _ = await self._known(tenant)
+        return await self._changes.set_state(known, TenantState.SUSPENDED, op_id=op_id)
+
+    async def pin(self, tenant: str, allowed: list[str], drain_s: float, op_id: str | None) -> Outcome:
         """Sets the jurisdictions that a tenant allows."""
         pin = checked_allowed(allowed, self._here.jurisdiction)
-        known, account = await self._known(tenant)
-        return _named(await self._changes.set_allowed(known, pin), account)
+        known, _ = await self._known(tenant)
+        return await self._changes.set_allowed(known, pin, drain_s=checked_drain_s(drain_s), op_id=op_id)
+
+    async def set_transfer(self, tenant: str, transfer: str, op_id: str | None) -> Outcome:
+        """Sets whether a tenant's calls may be forwarded inside its pin."""
+        known, _ = await self._known(tenant)
+        return await self._changes.set_transfer(known, checked_transfer(transfer), op_id=op_id)
+
+    async def set_authority(
+        self, tenant: str, home_s: float | None, foreign_s: float | None, op_id: str | None
+    ) -> Outcome:
+        """Sets for how long a grant is good; None leaves one of the two as it is."""
+        record = await self._record(tenant)
+        was = record.policy.authority
+        spans = Spans(
+            home_s=was.home_s if home_s is None else home_s,
+            foreign_s=was.foreign_s if foreign_s is None else foreign_s,
+        )
+        return await self._changes.set_authority(record.policy.tenant, spans, op_id=op_id)
+
+    async def settle_authority(self, tenant: TenantId, revision: Revision) -> Outcome:
+        """Nobody acts on an older span than that of `revision` any more: a later removal need not wait for it."""
+        return await self._changes.settle_authority(tenant, revision)
+
+    async def name_of(self, tenant: TenantId) -> str:
+        """A tenant's name; empty where the ledger has none."""
+        account = await self._ledger.account(tenant)
+        return account.name if account else ""
 
     async def create_key(self, tenant: str) -> NewKey:
         """Makes a key."""
@@ -125,9 +156,13 @@ class Tenants:
         record = await self._record(tenant)
         return await self._changes.keys(record.policy.tenant)
 
-    async def revoke_key(self, key_id: str) -> KeyRecord:
+    async def key(self, key_id: str) -> KeyRecord:
+        """A key of a tenant of this home."""
+        return await self._changes.key(KeyId(key_id))
+
+    async def revoke_key(self, key_id: str, op_id: str | None) -> Outcome:
         """Ends a key for good."""
-        return _key(await self._changes.revoke_key(KeyId(key_id)))
+        return await self._changes.revoke_key(KeyId(key_id), op_id=op_id)
 
     async def id_of(self, tenant: str) -> TenantId:
         """The id of a tenant of any home by id, or of this home by name."""

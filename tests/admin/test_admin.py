@@ -20,13 +20,18 @@ from trust_lab import Notebook
 from mesh import tls
 from mesh.admin.program import AdminProgram
 from mesh.control.changes import Changes
+from mesh.control.feed import PolicyFeed
+from mesh.control.grants import Membership
 from mesh.control.hashing import key_hasher
+from mesh.control.receipts import verify_receipt
 from mesh.control.records import tenant_id, trust_of
 from mesh.control.signing import Signer
 from mesh.control.store import Range, Store
 from mesh.embedded.policy_keys import policy_keys
 from mesh.errors import Code, MeshError
 from mesh.ledger import Account, Disclosure, UsageRecord, open_ledger
+from mesh.policy.authority import Authority
+from mesh.policy.bundle import PolicyBook
 from mesh.policy.keys import read_key
 from mesh.routing.explain import Explanation, Outcome, Reason, Verdict, Why
 from mesh.runtime import SystemClock, SystemEntropy, TaskGroupTasks
@@ -150,6 +155,13 @@ def changes_of(desk: Desk, admin: Store) -> Changes:
     return Changes(admin, VN, clock, SystemEntropy(), signer, trust_of(settings, clock), Notebook())
 
 
+async def last(call: grpc.aio.UnaryStreamCall) -> pb.ShrinkProgress:
+    """The last progress of a change, which must be done."""
+    progress = [one async for one in call]
+    assert [one.done for one in progress] == [False] * (len(progress) - 1) + [True]
+    return progress[-1]
+
+
 async def refused(call: object) -> MeshError:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call  # type: ignore[misc]
@@ -174,11 +186,12 @@ async def test_the_story_of_a_tenant(tmp_path: Path) -> None:
         assert list((await stub.ListTenants(pb.ListTenantsRequest())).items) == [acme, globex]
         assert (await refused(desk.create("acme", "VN"))).code is Code.TENANT_EXISTS
 
-        pinned = await stub.Pin(pb.PinRequest(tenant=acme.tenant, allowed=["VN", "JP"]))
+        pinned = (await last(stub.Pin(pb.PinRequest(tenant=acme.tenant, allowed=["VN", "JP"])))).tenant
         assert (list(pinned.allowed), pinned.revision) == (["JP", "VN"], 2)
-        assert await stub.Pin(pb.PinRequest(tenant="acme", allowed=["jp", "vn"])) == pinned, "nothing changed"
-        suspended = await stub.SuspendTenant(pb.SuspendTenantRequest(tenant=acme.tenant))
-        assert (suspended.state, suspended.revision) == ("suspended", 3)
+        same = (await last(stub.Pin(pb.PinRequest(tenant="acme", allowed=["jp", "vn"])))).tenant
+        assert same == pinned, "nothing changed"
+        suspended = (await last(stub.SuspendTenant(pb.SuspendTenantRequest(tenant=acme.tenant)))).tenant
+        assert (suspended.name, suspended.state, suspended.revision) == ("acme", "suspended", 3)
         assert (await stub.ResumeTenant(pb.ResumeTenantRequest(tenant=acme.tenant))).state == "active"
 
         key = await stub.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant))
@@ -191,9 +204,14 @@ async def test_the_story_of_a_tenant(tmp_path: Path) -> None:
         more = [await stub.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant)) for _ in range(4)]
         items = (await stub.ListKeys(pb.ListKeysRequest(tenant=acme.tenant))).items
         assert [item.key_id for item in items] == [made.key_id for made in (key, *more)], "oldest first"
-        ended = await stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id))
+        ended = (await last(stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id)))).key
         assert ended.revoked_at
-        assert (await stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id))).revoked_at == ended.revoked_at
+        again = (await last(stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id)))).key
+        assert (
+            again.revoked_at
+            == ended.revoked_at
+            == (await stub.FindKey(pb.FindKeyRequest(key_id=key.key_id))).revoked_at
+        )
         assert (await stub.FindTenant(pb.FindTenantRequest(tenant="acme"))).revision == 10
 
         status = await desk.health.Check(health_pb2.HealthCheckRequest(service="mesh.v1.Admin"))
@@ -219,15 +237,31 @@ async def test_refusals_have_their_code_and_field(tmp_path: Path) -> None:
             (desk.create("x", "VN", transfer="often"), Code.INVALID_PARAMETER, "transfer"),
             (desk.create("x", "VN", "XX"), Code.UNKNOWN_JURISDICTION, "allowed"),
             (desk.create("x", "SG"), Code.HOME_OUTSIDE_PIN, "allowed"),
-            (stub.Pin(pb.PinRequest(tenant=acme.tenant, allowed=["SG"])), Code.HOME_OUTSIDE_PIN, "allowed"),
-            (stub.Pin(pb.PinRequest(tenant=nobody, allowed=["VN"])), Code.TENANT_NOT_FOUND, None),
+            (last(stub.Pin(pb.PinRequest(tenant=acme.tenant, allowed=["SG"]))), Code.HOME_OUTSIDE_PIN, "allowed"),
+            (last(stub.Pin(pb.PinRequest(tenant=nobody, allowed=["VN"]))), Code.TENANT_NOT_FOUND, None),
             (stub.FindTenant(pb.FindTenantRequest(tenant="nobody")), Code.TENANT_NOT_FOUND, "tenant"),
             (stub.FindTenant(pb.FindTenantRequest(tenant="\n")), Code.TENANT_NOT_FOUND, "tenant"),
             (stub.FindTenant(pb.FindTenantRequest(tenant=nobody)), Code.TENANT_NOT_FOUND, None),
             (stub.CreateKey(pb.CreateKeyRequest(tenant=nobody)), Code.TENANT_NOT_FOUND, None),
             (stub.ListKeys(pb.ListKeysRequest(tenant=nobody)), Code.TENANT_NOT_FOUND, None),
-            (stub.RevokeKey(pb.RevokeKeyRequest(key_id="A" * 12)), Code.KEY_NOT_FOUND, None),
-            (stub.RevokeKey(pb.RevokeKeyRequest(key_id="no such/key")), Code.KEY_NOT_FOUND, None),
+            (last(stub.RevokeKey(pb.RevokeKeyRequest(key_id="A" * 12))), Code.KEY_NOT_FOUND, None),
+            (last(stub.RevokeKey(pb.RevokeKeyRequest(key_id="no such/key"))), Code.KEY_NOT_FOUND, None),
+            (
+                last(stub.Pin(pb.PinRequest(tenant="acme", allowed=["VN"], drain_ms=10**8))),
+                Code.INVALID_PARAMETER,
+                "drain",
+            ),
+            (
+                last(stub.SetAuthority(pb.SetAuthorityRequest(tenant="acme", home_ms=10**9))),
+                Code.INVALID_PARAMETER,
+                "authority",
+            ),
+            (
+                last(stub.Pin(pb.PinRequest(tenant="acme", allowed=["VN"], patience=pb.Patience(op_id="x")))),
+                Code.INVALID_PARAMETER,
+                "op_id",
+            ),
+            (stub.AttestDead(pb.AttestDeadRequest(member="no such/member")), Code.MEMBER_NOT_FOUND, None),
             (stub.Usage(pb.UsageRequest(tenant="acme", from_s=5, to_s=5)), Code.INVALID_PARAMETER, "to_s"),
             (stub.Usage(pb.UsageRequest(tenant="acme", from_s=-1, to_s=5)), Code.INVALID_PARAMETER, "from_s"),
             (
@@ -259,7 +293,7 @@ async def test_with_the_store_away_nothing_is_begun(tmp_path: Path) -> None:
         desk.lab.etcd.kill()
         calls = [
             desk.create("globex", "VN"),
-            desk.stub.Pin(pb.PinRequest(tenant=acme.tenant, allowed=["VN", "SG"]), timeout=10),
+            last(desk.stub.Pin(pb.PinRequest(tenant=acme.tenant, allowed=["VN", "SG"]), timeout=10)),
             desk.stub.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant), timeout=10),
         ]
         for error in await asyncio.gather(*(refused(call) for call in calls)):
@@ -310,6 +344,80 @@ async def test_a_creation_whose_answer_was_lost_is_repeated(tmp_path: Path) -> N
         made = await changes.create_tenant(nonce, frozenset({Jurisdiction("VN")}), Transfer.NEVER)
         again = await desk.create("acme", "VN")
         assert (again.tenant, again.revision) == (made.tenant.policy.tenant, 1)
+
+
+class PolicyFollower:
+    """A gateway of this region as far as policy goes: it is granted, follows the feed and acknowledges."""
+
+    def __init__(self, desk: Desk, store: Store) -> None:
+        clock = SystemClock()
+        self.book, self.authority = PolicyBook(), Authority()
+        self.membership = Membership(
+            store=store,
+            region=VN,
+            gateway=GatewayId("g1"),
+            authority=self.authority,
+            draining=dict,
+            clock=clock,
+            tasks=TaskGroupTasks,
+            entropy=SystemEntropy(),
+        )
+        self.feed = PolicyFeed(store, self.book, clock, trust_of(desk.settings, clock), None, self.membership)
+
+    async def run(self, granted: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.feed.run())
+            tasks.create_task(self.membership.run())
+            await self.membership.renew()
+            granted.set()
+
+
+async def test_a_pin_waits_for_the_gateways_and_is_certified(tmp_path: Path) -> None:
+    async with running_admin(tmp_path) as desk:
+        acme = await desk.create("acme", "VN", "SG")
+        gateway = PolicyFollower(desk, await desk.lab.store(VN, Role.GATEWAY))
+        granted = asyncio.Event()
+        following = asyncio.create_task(gateway.run(granted))
+        await granted.wait()
+        patience = pb.Patience(receipt=True, strict=True)
+        done = await last(desk.stub.Pin(pb.PinRequest(tenant="acme", allowed=["VN"], patience=patience)))
+        policy = gateway.book.tenant(TenantId(acme.tenant))
+        assert policy is not None
+        assert (policy.allowed, policy.revision) == ({"VN"}, done.tenant.revision)
+        (member,) = done.members
+        assert (member.member, member.gateway, member.state) == (
+            gateway.membership.member,
+            "g1",
+            pb.MEMBER_STATE_ACKNOWLEDGED,
+        )
+        homes = trust_of(desk.settings, SystemClock()).homes
+        statement = verify_receipt(done.receipt, homes)
+        assert (statement["tenant"], statement["removed"], statement["revision"]) == (acme.tenant, ["SG"], 2)
+        status = await desk.stub.PinStatus(pb.PinStatusRequest())
+        (row,) = status.members
+        assert [shard.applied for shard in row.shards] == [shard.head for shard in row.shards] == [2]
+        # One that has fallen silent is waited for until its authority has run out, and longer if only its word counts.
+        following.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await following
+        await last(desk.stub.Pin(pb.PinRequest(tenant="acme", allowed=["VN", "JP"])))
+        impatient = pb.Patience(strict=True, timeout_ms=300)
+        error = await refused(last(desk.stub.Pin(pb.PinRequest(tenant="acme", allowed=["VN"], patience=impatient))))
+        assert error.code is Code.DEADLINE_EXCEEDED
+        assert (await desk.stub.FindTenant(pb.FindTenantRequest(tenant="acme"))).allowed == ["VN"], "it stays made"
+        attested = await desk.stub.AttestDead(pb.AttestDeadRequest(member=gateway.membership.member))
+        assert attested.gateway == "g1"
+        again = await last(desk.stub.Pin(pb.PinRequest(tenant="acme", allowed=["VN"])))
+        assert again.tenant.revision == 4
+
+
+async def test_lowering_a_span_ends_without_the_older_one(tmp_path: Path) -> None:
+    async with running_admin(tmp_path) as desk:
+        await desk.create("acme", "VN", "SG")
+        done = await last(desk.stub.SetAuthority(pb.SetAuthorityRequest(tenant="acme", home_ms=20_000)))
+        assert done.tenant.revision == 3, "lowered, and then settled"
+        progress = await last(desk.stub.SetTransfer(pb.SetTransferRequest(tenant="acme", transfer="within_allowed")))
+        assert progress.tenant.transfer == "within_allowed"
 
 
 async def test_two_who_want_one_name(tmp_path: Path) -> None:
