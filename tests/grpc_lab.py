@@ -95,6 +95,11 @@ class FakeQueries:
         if credential != GOOD_KEY:
             raise MeshError(Code.INVALID_API_KEY)
 
+    async def fresh(self, credential, label, at_least: Revision) -> None:
+        await self.authenticate(credential, label)
+        if at_least > 7:
+            raise MeshError(Code.POLICY_STALE)
+
     async def models(self, credential, label, request_id):
         await self.authenticate(credential, label)
         return HEAD, (ModelView(id=ModelId("m"), kind=ModelKind.EMBEDDING, context=256, regions=(VN, SG)),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mesh.errors import Code, MeshError
+from mesh.gateway.freshness import Freshness
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.story import endpoints_of
 from mesh.policy.authority import Authority
@@ -15,7 +16,7 @@ from mesh.ports import Clock
 from mesh.routing.choose import explain, explain_denied, regions_for
 from mesh.routing.explain import Explanation
 from mesh.routing.fleet import Atlas, Fleet
-from mesh.types import AnswerHead, Here, Jurisdiction, ModelId, ModelView, RequestId, Resolution, TenantId
+from mesh.types import AnswerHead, Here, Jurisdiction, ModelId, ModelView, RequestId, Resolution, Revision, TenantId
 
 
 class Answers:
@@ -28,6 +29,7 @@ class Answers:
         atlas: Atlas,
         book: PolicyBook,
         authority: Authority,
+        freshness: Freshness,
         keyring: Keyring,
         fleet: Callable[[], Fleet],
         clock: Clock,
@@ -36,6 +38,7 @@ class Answers:
         self._atlas = atlas
         self._book = book
         self._authority = authority
+        self._freshness = freshness
         self._keyring = keyring
         self._fleet = fleet
         self._clock = clock
@@ -43,6 +46,10 @@ class Answers:
     async def authenticate(self, credential: str | None, label: str | None) -> None:
         """Raises as `Keyring.authenticate` unless the key is good, or MISDIRECTED_REQUEST; so do those below."""
         await self._policy(credential, label)
+
+    async def fresh(self, credential: str | None, label: str | None, at_least: Revision) -> None:
+        """Waits for a tenant's policy of that revision, or a later one. Raises as `Freshness.reach`."""
+        await self._freshness.reach((await self._policy(credential, label)).tenant, at_least)
 
     async def models(
         self, credential: str | None, label: str | None, request_id: RequestId

@@ -241,6 +241,7 @@ class GatewayProgram:
             atlas=atlas,
             book=self._book,
             authority=self._authority,
+            freshness=freshness,
             keyring=keyring,
             fleet=fleet,
             clock=clock,

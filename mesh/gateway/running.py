@@ -161,6 +161,10 @@ class Ongoing:
         left_s = self._running.left_s(policy, self.uses, now)
         return left_s if self.end is None else min(left_s, self.end.left_s(now))
 
+    def ends_in_s(self, now: Instant) -> float:
+        """How long it may still take until it ends, once a change has said that it does."""
+        return 0.0 if self.code is not None else max(0.0, self.left_s(now))
+
     def left_at_s(self, then: Instant) -> float:
         """How much of that there was at an earlier moment, as is known now."""
         policy, running = self._running.policy(self), self._running
@@ -288,7 +292,7 @@ class Running:
         """What has not ended yet, by tenant; `left_s` is 0 where only confirmations are waited for."""
         now = self.now()
         return {
-            tenant: Drain(drain.revision, max((call.left_s(now) for call in self._ending(tenant)), default=0.0))
+            tenant: Drain(drain.revision, max((call.ends_in_s(now) for call in self._ending(tenant)), default=0.0))
             for tenant, drain in self._draining.items()
         }
 

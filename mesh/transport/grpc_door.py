@@ -23,6 +23,7 @@ from mesh.transport.grpc_errors import Trailers, abort
 from mesh.transport.grpc_exchange import (
     AdmitExchange,
     GrpcExchange,
+    at_least_asked,
     credential_of,
     head_metadata,
     read_message,
@@ -159,6 +160,9 @@ class GrpcDoor:
                     async with asyncio.timeout(timeout_s_of(context)):
                         # Before the message is read, as everywhere.
                         await self._queries.authenticate(credential, label)
+                        at_least = at_least_asked(context)
+                        if at_least is not None:
+                            await self._queries.fresh(credential, label, at_least)
                         question = await read_message(context)
                         if question is None:
                             raise MeshError(Code.MALFORMED_BODY)

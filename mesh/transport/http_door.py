@@ -15,7 +15,7 @@ from mesh.http1 import Request
 from mesh.policy.hostnames import DoorNames
 from mesh.routing.explain import Explanation
 from mesh.transport.answers import JSON, Headers, endpoint_fields, error_answer, error_event, head_headers
-from mesh.transport.http_exchange import HttpExchange, credential_of
+from mesh.transport.http_exchange import AT_LEAST, HttpExchange, at_least_asked, credential_of
 from mesh.transport.queries import Queries
 from mesh.types import AnswerHead, Here, ModelView, Operation, RequestId
 
@@ -113,6 +113,11 @@ class HttpDoor:
         if request.method not in ("GET", "HEAD"):
             await self._queries.authenticate(credential, label)
             _only(request, "GET", "HEAD")
+        if request.header(AT_LEAST.encode()) is not None:
+            await self._queries.authenticate(credential, label)
+            at_least = at_least_asked(request)
+            if at_least is not None:
+                await self._queries.fresh(credential, label, at_least)
         if path == "/v1/route":
             return await self._route(request, request_id, credential, label)
         head, models = await self._queries.models(credential, label, request_id)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from mesh.errors import TABLE, Code
+from mesh.transport.http_exchange import AT_LEAST
 
 Schema = Mapping[str, object]
 
@@ -39,8 +40,19 @@ _DOOR_CODES: dict[str, tuple[Code, ...]] = {
         Code.NO_CAPACITY,
         Code.DEADLINE_EXCEEDED,
     ),
-    "models": (Code.UNSUPPORTED_PARAMETER, Code.METHOD_NOT_ALLOWED, Code.RESIDENCY_REFUSED),
-    "model": (Code.UNSUPPORTED_PARAMETER, Code.METHOD_NOT_ALLOWED, Code.RESIDENCY_REFUSED, Code.MODEL_NOT_FOUND),
+    "models": (
+        Code.UNSUPPORTED_PARAMETER,
+        Code.INVALID_PARAMETER,
+        Code.METHOD_NOT_ALLOWED,
+        Code.RESIDENCY_REFUSED,
+    ),
+    "model": (
+        Code.UNSUPPORTED_PARAMETER,
+        Code.INVALID_PARAMETER,
+        Code.METHOD_NOT_ALLOWED,
+        Code.RESIDENCY_REFUSED,
+        Code.MODEL_NOT_FOUND,
+    ),
     "route": (
         Code.UNSUPPORTED_PARAMETER,
         Code.INVALID_PARAMETER,
@@ -48,6 +60,13 @@ _DOOR_CODES: dict[str, tuple[Code, ...]] = {
         Code.MODEL_NOT_FOUND,
     ),
     "openapi": (Code.METHOD_NOT_ALLOWED,),
+}
+_AT_LEAST: Schema = {
+    "name": AT_LEAST,
+    "in": "header",
+    "required": False,
+    "description": "Decide by this revision of the tenant's policy or a later one, or answer `policy_stale`.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
 }
 
 
@@ -130,7 +149,8 @@ def _inference(request: str, whole: str, piece: str | None) -> Schema:
                     "required": False,
                     "description": "The whole call's deadline.",
                     "schema": {"type": "integer", "minimum": 1, "maximum": 300_000, "default": 300_000},
-                }
+                },
+                _AT_LEAST,
             ],
             "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
             "responses": {
@@ -146,7 +166,7 @@ def _read(kind: str, summary: str, schema: str | None, *parameters: Schema) -> S
     return {
         "get": {
             "summary": summary,
-            "parameters": list(parameters),
+            "parameters": [*parameters, *(() if kind == "openapi" else (_AT_LEAST,))],
             "responses": {
                 "200": _answer("The answer.", body, bare=kind == "openapi"),
                 **_refusals(_DOOR_CODES["any"] + _DOOR_CODES[kind]),

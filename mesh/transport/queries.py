@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from mesh.routing.explain import Explanation
-from mesh.types import AnswerHead, ModelId, ModelView, RequestId, Resolution, TenantId
+from mesh.types import AnswerHead, ModelId, ModelView, RequestId, Resolution, Revision, TenantId
 
 
 class Queries(Protocol):
@@ -19,6 +19,14 @@ class Queries(Protocol):
 
         Raises:
             MeshError: INVALID_API_KEY, TENANT_SUSPENDED, POLICY_STALE, MISDIRECTED_REQUEST.
+        """
+        ...
+
+    async def fresh(self, credential: str | None, label: str | None, at_least: Revision) -> None:
+        """Returns once the policy that answers are given by is of that revision or a later one.
+
+        Raises:
+            MeshError: POLICY_STALE where there is none.
         """
         ...
 

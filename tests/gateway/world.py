@@ -292,6 +292,7 @@ class World:
             atlas=atlas,
             book=self.book,
             authority=self.authority,
+            freshness=self.freshness,
             keyring=self.keyring,
             fleet=lambda: self.fleet,
             clock=self.clock,
