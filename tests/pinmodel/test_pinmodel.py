@@ -1,0 +1,76 @@
+"""The pin protocol, model by model: as it is it holds in every state; with any one of its rules left out it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from pinmodel.catalogue import FOUND, HOLD, LARGE, RULES
+from pinmodel.explore import Check, explore
+
+_ALL_RULES = [(section, rule) for section, rules in RULES.items() for rule in rules]
+
+
+def _name(check: Check) -> str:
+    return " ".join(filter(None, (check.model, check.mutant, f"({check.configuration})")))
+
+
+@pytest.mark.parametrize("check", HOLD, ids=_name)
+def test_the_protocol_holds(check: Check) -> None:
+    assert not explore(check.machine).surprise(check)
+
+
+@pytest.mark.parametrize("check", FOUND, ids=_name)
+def test_a_rule_that_is_left_out_is_found(check: Check) -> None:
+    outcome = explore(check.machine)
+    assert not outcome.surprise(check)
+    assert outcome.trace
+
+
+@pytest.mark.parametrize(("section", "rule"), _ALL_RULES)
+def test_every_rule_has_a_mutant_in_some_model(section: str, rule: str) -> None:
+    assert any(check.mutant == rule for check in FOUND), f"pins.md section {section}: {rule}"
+
+
+def test_configurations_have_names_of_their_own_and_say_how_much_they_must_see() -> None:
+    held = [*HOLD, *LARGE]
+    assert len({_name(check) for check in [*held, *FOUND]}) == len(held) + len(FOUND)
+    assert all(check.at_least > 0 and not check.mutant for check in held)
+    assert all(check.mutant for check in FOUND)
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """Counts up to a size and begins again; a state may be forbidden."""
+
+    size: int
+    forbidden: int = -1
+
+    @property
+    def start(self) -> int:
+        return 0
+
+    def steps(self, state: int) -> list[tuple[str, int]]:
+        return [("up", (state + 1) % self.size), ("twice", (state + 2) % self.size)]
+
+    def broken(self, state: int) -> str:
+        return "forbidden" if state == self.forbidden else ""
+
+
+def test_the_search_sees_every_state_and_the_shortest_way() -> None:
+    assert explore(_Ring(9)).states == 9
+    assert explore(_Ring(9)).whole
+    found = explore(_Ring(9, forbidden=5))
+    assert found.trace in {("up", "twice", "twice"), ("twice", "up", "twice"), ("twice", "twice", "up")}
+
+
+def test_a_search_that_is_given_up_has_not_held() -> None:
+    outcome = explore(_Ring(1_000), limit=10)
+    assert not outcome.whole
+    assert "not finished" in outcome.surprise(Check("ring", "", _Ring(1_000), 1))
+
+
+def test_what_a_check_expects_can_fail() -> None:
+    assert "missed" in explore(_Ring(9)).surprise(Check("ring", "", _Ring(9), mutant="rule"))
+    assert "forbidden" in explore(_Ring(9, 3)).surprise(Check("ring", "", _Ring(9, 3)))
+    assert "only 9" in explore(_Ring(9)).surprise(Check("ring", "", _Ring(9), at_least=10))
