@@ -21,19 +21,17 @@ CONNECT_S = 5
 IDLE_S = 330
 """Longer than any call may be silent (300 s), and than either door keeps an idle connection."""
 _CLIENTS = 200_000
-_CONNECTIONS = 20_000
 
 _TEXT = """\
 # The front of {region}: TCP only. It holds no key and no certificate. Made by `mesh region front {region}`.
 global
-    maxconn {most}
-    # One record of TLS, the most that a first message may be, and room.
+    # How many connections there may be in all follows from the process's limit of open files.
+    # One record of TLS, the most that a first message may be, and room:
     tune.bufsize 32768
 
 defaults
     mode tcp
     # No log: it would hold clients' addresses.
-    maxconn {most}
     timeout connect {connect_s}s
     timeout client {idle_s}s
     timeout server {idle_s}s
@@ -89,7 +87,6 @@ def render_front(known: Catalogue, region: Region) -> str:
     direct = [(gateway.id, gateway.grpc) for gateway in region.gateways]
     return _TEXT.format(
         region=region.id,
-        most=_CONNECTIONS,
         clients=_CLIENTS,
         connect_s=CONNECT_S,
         idle_s=IDLE_S,
