@@ -32,6 +32,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.revision = 1
+        self.cluster = 1
         self.compacted = 0
         self.history: list[Event] = []
         self.down = False
@@ -65,14 +66,19 @@ class MemoryStore:
         if writes:
             self.revision += 1
             self._states.append(dict(self._states[-1]))
-            for op in writes:
+        ranges: list[RangeResult] = []
+        for op in ops:
+            # In their order: a read sees what was put before it in the same transaction, and nothing after it.
+            if isinstance(op, Range):
+                ranges.append(self._range(op))
+            else:
                 self._write(op)
+        if writes:
             self._wake()
         if writes and self.lose_answers:
             self.lose_answers -= 1
             raise StoreUnavailableError("UNAVAILABLE")
-        ranges = tuple(self._range(op) for op in ops if isinstance(op, Range))
-        return TxnResult(self.revision, holds, ranges)
+        return TxnResult(self.revision, holds, tuple(ranges), self.cluster)
 
     async def watch(self, key: str, end: str, start: int) -> AsyncGenerator[WatchNews]:
         self.watching += 1
@@ -109,6 +115,13 @@ class MemoryStore:
     def cut(self) -> None:
         self.cuts += 1
         self._wake()
+
+    def restore(self, revision: int) -> None:
+        """What a backup of that revision brings back: all that came later never was."""
+        del self._states[revision + 1 :]
+        self.history = [event for event in self.history if event.mod_revision <= revision]
+        self.revision = revision
+        self.cut()
 
     def value(self, key: str) -> KeyValue | None:
         return self._at(self.revision).get(key)

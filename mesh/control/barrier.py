@@ -119,6 +119,8 @@ class Barrier:
                 while not await wait.until_read(hint):
                     if (state := wait.news()) is not None:
                         yield state
+                        if state.over:
+                            return
 
     async def status(self) -> tuple[MemberRow, ...]:
         """All members, as they stand now.
@@ -209,7 +211,8 @@ class _Wait:
         self._until_s = math.inf if deadline_s is None else clock.now_s() + deadline_s
         self._wait_s = 0.0 if change.shrink is None else wait_s(change.shrink.span_s)
         self._grants = {grant_of(member, seen): seen.mod_revision for member, seen in change.members.items()}
-        self._view = View(grants=None, silent=self._silent(self._grants, change.committed), acks={})
+        silent = self._silent(self._grants, change.committed)
+        self._view = View(grants=None, silent=silent, run_out=frozenset(), acks={})
         self._revision = max(self._grants.values(), default=0)
         self._superseded = False
         self._checked = change.revision
@@ -233,8 +236,12 @@ class _Wait:
             self._revision = answer.revision
             self._members.observe(members_of(members), answer.revision, received)
             grants = {grant_of(member, seen): seen.mod_revision for member, seen in members_of(members).items()}
-            silent = self._view.silent | self._silent(grants, received)
-            self._view = View(grants=grants, silent=silent, acks=_acks_of(members, received, self._view.acks))
+            self._view = View(
+                grants=grants,
+                silent=self._view.silent,
+                run_out=self._view.run_out | self._silent(grants, received),
+                acks=_acks_of(members, received, self._view.acks),
+            )
             self._superseded = self._superseded or await self._is_superseded(record[0])
         except StoreUnavailableError:
             return

@@ -60,8 +60,8 @@ class Standing(StrEnum):
     """How a member stands to a change.
 
     WAITING: it may still act on what was. DRAINING: it has applied the change, and ends what runs. LAPSED: it surely
-    has no authority: its grant has stood unchanged for W, or is gone, since it left or its death was attested.
-    TIMED_OUT: it said nothing, and its authority has surely run out while this waited.
+    had no authority any more: its grant had stood unchanged for W, or is gone, since it left or its death was attested.
+    TIMED_OUT: it did not acknowledge, and its authority has surely run out while this waited.
     """
 
     WAITING = "waiting"
@@ -128,11 +128,13 @@ class View:
 
     Attributes:
         grants: When each grant was put; None before the first read.
-        silent: Grants that had stood for W when they were read.
+        silent: Grants that had stood for W when the change was committed.
+        run_out: Grants that had stood for W when they were read since.
     """
 
     grants: Mapping[layout.GrantKey, int] | None
     silent: frozenset[layout.GrantKey]
+    run_out: frozenset[layout.GrantKey]
     acks: Mapping[layout.AckKey, SeenAck]
 
 
@@ -158,7 +160,7 @@ def judge(change: Committed, view: View, now: Instant, *, strict: bool) -> tuple
             standing = Standing.ACKNOWLEDGED
         elif (view.grants is not None and grant not in view.grants) or (not strict and grant in view.silent):
             standing = Standing.LAPSED
-        elif not strict and left_s <= 0:
+        elif not strict and (left_s <= 0 or grant in view.run_out):
             standing = Standing.TIMED_OUT
         elif heard is not None and ack is not None and ack.applied.get(policy.shard, 0) >= change.number:
             standing = Standing.DRAINING
