@@ -282,13 +282,19 @@ class GatewayProgram:
         await stack.enter_async_context(self._listen_internal(answers, hub))
         internal = tls.server_context(pki, region, Role.GATEWAY)
         peer_server = await _listen_http(stack, peer_door, gateway.peer, internal)
-        http_server = await _listen_http(stack, http_door, gateway.http, tls.door_context(pki, region))
+        door = tls.door_context(pki, region)
+        http_server = await _listen_http(stack, http_door, gateway.http, door)
+        servers: list[Server | GrpcServer] = [http_server, peer_server, grpc_server]
+        front = settings.regions[region].front
+        if front is not None and gateway.proxied is not None:
+            fronts = frozenset(front.sources)
+            servers.append(await _listen_http(stack, http_door, gateway.proxied, door, fronts=fronts))
         self._show(http_server, hub)
 
         async def drain() -> None:
             await grpc_door.close()
             async with self._tasks() as tasks:
-                for server in (http_server, peer_server, grpc_server):
+                for server in servers:
                     tasks.spawn(server.drain(DRAIN_S), "drain")
 
         return drain
@@ -401,11 +407,16 @@ class GatewayProgram:
 
 
 async def _listen_http(
-    stack: AsyncExitStack, door: HttpDoor | PeerDoor, address: Address, context: ssl.SSLContext
+    stack: AsyncExitStack,
+    door: HttpDoor | PeerDoor,
+    address: Address,
+    context: ssl.SSLContext,
+    *,
+    fronts: frozenset[str] | None = None,
 ) -> Server:
     try:
         return await stack.enter_async_context(
-            listen(door.handle, address.host, address.port, tls=context, fault=door.fault)
+            listen(door.handle, address.host, address.port, tls=context, fault=door.fault, fronts=fronts)
         )
     except OSError:
         raise MeshError(Code.START_FAILED, hint=f"Cannot listen on {address}.") from None
