@@ -15,9 +15,9 @@ from mesh.gateway.ports import Check, Hop, HopHead, Parcel, Settled
 from mesh.gateway.running import Running
 from mesh.gateway.story import Story
 from mesh.policy.authority import Authority
-from mesh.policy.bundle import PolicyBook, TenantKey, TenantPolicy
+from mesh.policy.bundle import PolicyBook, Spans, TenantKey, TenantPolicy
 from mesh.policy.keys import make_key
-from mesh.ports import Instant
+from mesh.ports import Clock, Instant
 from mesh.routing.fleet import Atlas, CatalogueModel, Fleet, ModelLoad, RegionLoad, Replica, Site
 from mesh.runtime import SystemEntropy
 from mesh.settings import Address
@@ -65,6 +65,9 @@ MODELS = {
 }
 TENANT = TenantId("t_aaaaaaaaaaaaaaaa")
 KEY = make_key(Jurisdiction("VN"), bytes(48), SECRET)
+
+
+_SPANS = Spans()
 
 
 class ManualClock:
@@ -223,10 +226,10 @@ def replica(name: str, model: str = "chat", *, address: str = "", **changes: int
     )  # fmt: skip
 
 
-def load(region: RegionId, model: str, *, rtt_s: float = 0.05) -> RegionLoad:
+def load(region: RegionId, model: str, *, rtt_s: float = 0.05, seen_s: float = 100.0) -> RegionLoad:
     """A region with room."""
     one = ModelLoad(ready=1, slots=4, running=0, queued=0, queue_limit=64)
-    return RegionLoad(region=region, rtt_s=rtt_s, models={ModelId(model): one}, seen_s=100.0)
+    return RegionLoad(region=region, rtt_s=rtt_s, models={ModelId(model): one}, seen_s=seen_s)
 
 
 class World:
@@ -242,8 +245,9 @@ class World:
         loads: Sequence[RegionLoad] = (),
         hops: dict[str, list[ScriptedHop]] | None = None,
         coin: Callable[[], float] = lambda: 0.0,
+        clock: Clock | None = None,
     ) -> None:
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.renewed: Callable[[], Awaitable[None]] | None = None
         self.hasher = CountingHasher()
         self.book = PolicyBook()
@@ -313,6 +317,9 @@ class World:
         allowed: Sequence[str],
         transfer: Transfer = Transfer.NEVER,
         state: TenantState = TenantState.ACTIVE,
+        *,
+        drain_s: float = 0.0,
+        authority: Spans = _SPANS,
     ) -> None:
         """What the tenant's home has committed."""
         self.book.put_tenant(
@@ -324,5 +331,7 @@ class World:
                 state=state,
                 allowed=frozenset(map(Jurisdiction, allowed)),
                 transfer=transfer,
+                drain_s=drain_s,
+                authority=authority,
             )
         )
