@@ -35,3 +35,33 @@ RULES: dict[str, tuple[str, ...]] = {
     "6": ("restore", "lostmember"),
 }  # fmt: skip
 """The mutants that pins.md names, by its section."""
+
+STATED: dict[str, str] = {
+    "no prev_kv": "an event of a head without the one before it is a gap",
+    "mod_revision": "a head follows another only if version and mod_revision are those that were applied",
+    "old events": "events at or below the revision that was fetched are dropped",
+    "one revision": "a fetch reads all its pages at one revision",
+    "kept": "an answer that is not caught up with is kept until it is",
+    "both homes' S": "authority_before carries the values of both homes of a move",
+    "suspend": "time in suspend counts",
+    "wall": "no authority after the wall clock and BOOTTIME moved apart",
+    "old op": "an op id older than six days is refused",
+    "sweeper compares": "the sweeper's transaction compares the mod_revision that it saw unchanged",
+    "attest fence": "a death is attested once the replicas refuse what is left of the dead gateway",
+    "epoch": "records of another epoch are absent",
+}
+"""Rules that pins.md states without a name of their own."""
+
+ADDED: dict[str, str] = {
+    "larger of two sums": (
+        "age is RAW + (BOOTTIME - MONOTONIC): after a suspend and a slew both sums are too small, so is the larger one"
+    ),
+    "fence kept": "a replica keeps a fence for S, not for the deadlines it was given: one may still lie in a buffer",
+    "ack compares": "an acknowledgement's transaction compares that the grant holds this process's last attempt",
+    "put compares": "a grant's transaction puts it only where the value before is explained, since its answer may be lost",
+    "new UUID": "a process whose clocks moved apart goes on under a new UUID, since it may be a copy",
+    "chain carried": "a new home's records carry the statements that lead to it; its move is complete when one does",
+    "earlier drains": "a change is draining while anything runs that it does not permit, whichever change ended that",
+    "token": "who restores etcd starts it under another cluster id, or a gateway that was behind cannot see it",
+}
+"""Rules that these models asked for: pins.md leaves them open, or says less."""

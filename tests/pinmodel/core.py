@@ -2,7 +2,7 @@
 
 Modelled (pins.md sections 2, 3 and 5): numbered changes of one shard; grants, kept answers and authority as a timer;
 watch and fetch; admission, hops that lie in a socket's buffer, the replica's deadline and its fence; draining with a
-frozen end; acknowledgements; the return by acknowledgement, by timer and for silent members; the sweeper; S lowered,
+frozen end; acknowledgements; a death attested; the return by acknowledgement, by timer and for silent members; the sweeper; S lowered,
 raised, and J allowed again. Messages and answers may be lost or late, and the gateway may be killed at any time.
 
 Abstracted: clocks are exact, so W = S (`clocks` has the rates); the gateway holds one piece of work at a time; a hop
@@ -83,6 +83,8 @@ class State(NamedTuple):
     work: Work
 
 
+ATTESTED = (99, 0)
+"""What counts as an acknowledgement of everything: the gateway is dead, and its replicas refuse what is left of it."""
 IDLE = Work("none", 0, None, None, 0)
 
 
@@ -233,6 +235,9 @@ class Core:
                 after = after._replace(draining=known)
         elif new.span < old.span and self.without != "lowerack":
             after = after._replace(draining=known)
+        elif gateway.draining and self.without not in {"jumpack", "earlier drains"}:
+            # What an earlier change has to drain, this one has to drain too.
+            after = after._replace(draining=known)
         if work.phase == "runs" and not self._left(state, after):
             work = work._replace(phase="closed")
         return state._replace(gateway=after, work=work)
@@ -274,6 +279,15 @@ class Core:
                 left = max(work.hop, work.runs or work.hop)
                 yield "hop arrives", state._replace(work=work._replace(hop=None, runs=left))
             yield "hop lost or refused", state._replace(work=work._replace(hop=None))
+        if not gateway.alive and gateway.acked != ATTESTED:
+            if self.without != "attest fence":
+                told = work._replace(runs=None, fence=ATTESTED[0])
+                yield (
+                    "replica ends the dead one's work, attested",
+                    state._replace(gateway=gateway._replace(acked=ATTESTED), work=told),
+                )
+            elif not work.runs:
+                yield "nothing runs, attested", state._replace(gateway=gateway._replace(acked=ATTESTED))
         if gateway.alive:
             dead = gateway._replace(alive=False, age=self.cap, kept=(), asked=None, draining=0)
             gone = work._replace(phase="none", end=0)
@@ -300,7 +314,7 @@ class Core:
             for name, record in self._changes(state):
                 yield f"COMMIT {len(state.history)} {name}", self._committed(state, record)
         for barrier in state.barriers:
-            if not barrier.member or self._silent(gateway, barrier.wait):
+            if not barrier.member or not gateway.key or self._silent(gateway, barrier.wait):
                 yield f"RETURN {barrier.number} without waiting", self._return(state, barrier)
             elif self._acked(gateway, barrier):
                 yield f"RETURN {barrier.number} by acknowledgement", self._return(state, barrier)
@@ -376,7 +390,7 @@ HOLD = (
     _core("another tenant's changes between", Core(2, changes=OTHER), 20_000),
 )
 LARGE = (
-    _core("J removed and allowed again", Core(2), 50_000),
+    _core("J removed and allowed again", Core(2), 40_000),
     _core("J removed, allowed again, removed", Core(3), 300_000),
     _core("S lowered, then J removed", Core(3, changes=LOWER), 100_000),
     _core("three changes, others between", Core(3, changes=OTHER), 80_000),
@@ -395,6 +409,7 @@ FOUND = (
             "live",
             "latemember",
             "sweepshort",
+            "attest fence",
             "shortW",
             "fence",
             "silentearly",
@@ -405,5 +420,5 @@ FOUND = (
     _core("S lowered, then J removed", Core(3, changes=LOWER, without="lowerack")),
     _core("S raised, J removed", Core(2, span=1, changes=frozenset({"raise"}), without="sweeprec")),
     _core("S of three ticks lowered twice", Core(3, span=3, cap=3, changes=LOWER, without="chainS")),
-    _core("J removed, allowed again, removed", Core(3, without="supersede")),
+    *(_core("J removed, allowed again, removed", Core(3, without=rule)) for rule in ("supersede", "earlier drains")),
 )

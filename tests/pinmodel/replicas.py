@@ -42,11 +42,15 @@ class Message(NamedTuple):
 
 
 class Replica(NamedTuple):
-    """A process: which life, the age of its last pings, the highest message seen, its deadline, a step under way."""
+    """A process: which life, the age of its pings, the highest message seen, its deadline, a step under way.
+
+    `kept` is for how long it still remembers that number.
+    """
 
     life: int
     pings: tuple[int, ...]
     highest: int
+    kept: int
     works: bool
     deadline: int
     step: int
@@ -87,7 +91,7 @@ class Replicas:
 
     @property
     def start(self) -> State:
-        return State(self.span, "none", False, 0, None, None, 0, frozenset(), False, Replica(1, (), 0, False, 0, 0))
+        return State(self.span, "none", False, 0, None, None, 0, frozenset(), False, Replica(1, (), 0, 0, False, 0, 0))
 
     def broken(self, state: State) -> str:
         if state.shrink == "returned" and state.replica.step:
@@ -103,7 +107,10 @@ class Replicas:
     def _tick(self, state: State) -> State:
         replica = state.replica
         deadline = max(0, replica.deadline - 1)
+        kept = max(0, replica.kept - 1)
         replica = replica._replace(
+            highest=replica.highest if kept else 0,
+            kept=kept,
             pings=tuple(min(self.span, age + 1) for age in replica.pings),
             deadline=deadline,
             step=max(0, replica.step - 1),
@@ -148,7 +155,7 @@ class Replicas:
             pinged = replica._replace(pings=(*replica.pings, 0))
             yield "ping sent", state._replace(on_way=Ping(replica.life, number), replica=pinged)
         if replica.life < self.lives:
-            yield "replica restarts", state._replace(replica=Replica(replica.life + 1, (), 0, False, 0, 0))
+            yield "replica restarts", state._replace(replica=Replica(replica.life + 1, (), 0, 0, False, 0, 0))
         for message in state.messages:
             rest = state._replace(messages=state.messages - {message})
             what = "fence" if message.end else "hop"
@@ -165,7 +172,12 @@ class Replicas:
         old = message.number <= replica.highest and self.without != "fence"
         if message.end:
             # It may be of an older life: then this one holds nothing that the gateway's work could be.
-            ended = replica._replace(highest=max(replica.highest, message.number), works=False, deadline=0)
+            ended = replica._replace(
+                highest=max(replica.highest, message.number), kept=self.span, works=False, deadline=0
+            )
+            if self.without == "fence kept":
+                # Only for the deadlines that it was given, not for those that lie in buffers.
+                ended = ended._replace(kept=replica.deadline, highest=ended.highest if replica.deadline else 0)
             if replica.step:
                 return state._replace(replica=ended)  # it confirms when the step has ended: ask again
             return state._replace(replica=ended, confirmed=True)
@@ -178,7 +190,8 @@ class Replicas:
             left = message.noted.left
         if left <= 0:
             return state
-        replica = replica._replace(highest=max(message.number, replica.highest), works=True, deadline=left)
+        highest = max(message.number, replica.highest)
+        replica = replica._replace(highest=highest, kept=self.span, works=True, deadline=left)
         return state._replace(replica=replica)
 
 
@@ -201,4 +214,5 @@ FOUND = (
     _check("one restart", Replicas(span=3, pings=1, messages=2, without="pingreuse")),
     _check("steps of two ticks", Replicas(span=3, step=2, pings=1, messages=2, lives=1, without="longstep")),
     _check("S 3", Replicas(span=3, pings=1, messages=2, lives=1, without="fence")),
+    _check("S 3", Replicas(span=3, pings=1, messages=2, lives=1, without="fence kept")),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from pinmodel.catalogue import FOUND, HOLD, LARGE, RULES
+from pinmodel.catalogue import ADDED, FOUND, HOLD, LARGE, RULES, STATED
 from pinmodel.explore import Check, explore
 
 _ALL_RULES = [(section, rule) for section, rules in RULES.items() for rule in rules]
@@ -30,6 +30,11 @@ def test_a_rule_that_is_left_out_is_found(check: Check) -> None:
 @pytest.mark.parametrize(("section", "rule"), _ALL_RULES)
 def test_every_rule_has_a_mutant_in_some_model(section: str, rule: str) -> None:
     assert any(check.mutant == rule for check in FOUND), f"pins.md section {section}: {rule}"
+
+
+def test_every_mutant_is_a_rule_that_is_written_down() -> None:
+    named = {rule for _, rule in _ALL_RULES}
+    assert {check.mutant for check in FOUND} == named | STATED.keys() | ADDED.keys()
 
 
 def test_configurations_have_names_of_their_own_and_say_how_much_they_must_see() -> None:
