@@ -285,7 +285,7 @@ class Commits:
         )
         ops: list[Op] = [
             *puts,
-            Put(head, encode_head(puts[-1].key)),
+            Put(head, encode_head(puts[-1].key, request.op_id)),
             Put(op_at, encode_op(mark)),
             Range(head),
             Range(*layout.GRANTS),

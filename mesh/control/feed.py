@@ -178,12 +178,12 @@ class PolicyFeed:
         moved: list[KeyValue] = []
         for shard, head in known.items():
             found = now.get(shard)
-            if found is None or found.version < head.version or found.mod_revision < head.mod_revision:
+            if found is None:
                 return True
-            if (found.version == head.version) != (found.mod_revision == head.mod_revision):
-                return True
-            if found.version > head.version:
+            if found.version > head.version and found.mod_revision > head.mod_revision:
                 moved.append(head)
+            elif found != head:
+                return True
         if not moved:
             return False
         # A store that was restored and has got further since: what was applied never stood in its history.
@@ -192,11 +192,7 @@ class PolicyFeed:
             answer = await self._store.txn((), then, timeout_s=_READ_TIMEOUT_S)
         except CompactedError:
             return False  # so far back nobody can tell any more
-        stood = [result.items[0] if result.items else None for result in answer.ranges]
-        return any(
-            item is None or (item.version, item.mod_revision) != (head.version, head.mod_revision)
-            for item, head in zip(stood, moved, strict=True)
-        )
+        return any(result.items != (head,) for result, head in zip(answer.ranges, moved, strict=True))
 
     def _note_back(self, revision: int) -> None:
         self.backs += 1
@@ -242,11 +238,7 @@ class PolicyFeed:
         follows = (
             (head.before is None and head.version == 1)
             if known is None
-            else (
-                head.before is not None
-                and (head.before.version, head.before.mod_revision) == (known.version, known.mod_revision)
-                and head.version == known.version + 1
-            )
+            else (head.before is not None and head.before == known and head.version == known.version + 1)
         )
         return _as_item(head) if follows else None
 

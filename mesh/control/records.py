@@ -263,9 +263,9 @@ def decode_key(at: layout.KeyKey, value: bytes, trust: Trust) -> KeyRecord:
     )
 
 
-def encode_head(changed: str) -> bytes:
-    """A shard's head: the key that its transaction changed."""
-    return pb.HeadRecord(changed=changed).SerializeToString(deterministic=True)
+def encode_head(changed: str, op_id: str) -> bytes:
+    """A shard's head: the key that its transaction changed, and the change's op id, so that no two heads are alike."""
+    return pb.HeadRecord(changed=changed, op=op_id).SerializeToString(deterministic=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,10 +124,12 @@ class KeyRecord(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., key_id: _Optional[str] = ..., home: _Optional[str] = ..., hash: _Optional[str] = ..., state: _Optional[_Union[KeyState, str]] = ..., revision: _Optional[int] = ..., created_s: _Optional[int] = ..., revoked_s: _Optional[int] = ..., created_revision: _Optional[int] = ..., moves: _Optional[int] = ..., epoch: _Optional[int] = ..., signed_by: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class HeadRecord(_message.Message):
-    __slots__ = ("changed",)
+    __slots__ = ("changed", "op")
     CHANGED_FIELD_NUMBER: _ClassVar[int]
+    OP_FIELD_NUMBER: _ClassVar[int]
     changed: str
-    def __init__(self, changed: _Optional[str] = ...) -> None: ...
+    op: str
+    def __init__(self, changed: _Optional[str] = ..., op: _Optional[str] = ...) -> None: ...
 
 class OpRecord(_message.Message):
     __slots__ = ("revision", "barrier", "asked")

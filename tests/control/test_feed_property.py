@@ -131,7 +131,7 @@ class World:
                             [], [Put(record, encode_tenant(real, signer_of(home), 1)), Put(head, b"")], timeout_s=1
                         )
                 case "bare_head":
-                    await self.store.txn([], [Put(head, encode_head(record))], timeout_s=1)
+                    await self.store.txn([], [Put(head, encode_head(record, ""))], timeout_s=1)
                 case "headless":
                     now = self.store.value(record)
                     if now is not None:
