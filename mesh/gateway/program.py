@@ -350,6 +350,17 @@ class GatewayProgram:
             lambda: self._policy_seen().applied,
         )
         gauge("mesh.policy.live", "1", "Whether the watch on policy is up.", lambda: int(self._policy_seen().live))
+        gauge("mesh.policy.invalid_records", "{record}", "Policy records that did not count.", self._invalid_records)
+        gauge(
+            "mesh.policy.store_went_back",
+            "{time}",
+            "How often the control store's history was another one than before.",
+            lambda: self._feed.backs if self._feed is not None else 0,
+        )
+
+    def _invalid_records(self) -> list[tuple[float, dict[str, str]]]:
+        feed = self._feed
+        return [(count, {"mesh.fault": fault.value}) for fault, count in feed.invalid.items()] if feed else []
 
     def _policy_seen(self) -> PolicySeen:
         feed = self._feed
