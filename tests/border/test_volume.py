@@ -1,0 +1,172 @@
+"""How many bytes cross a border for each byte of a prompt. The router counts packets, so this needs no keys.
+
+First an open border: there the slope is about one. Then borders that no pin opens: there it is none, for what is served
+at home and for what is refused elsewhere. What the gateways always tell each other, and the control store, are counted
+apart: they flow whether there are prompts or not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from border import paths
+from border.calls import wait_until
+from border.countries import ABROAD, CHAT, Countries, Tenant
+from border.measure import Slope, slope
+from border.namespaces import ETCD, ETCD_PEER, INTERNAL, PAIRS, PEER
+from border.paths import CHAT_PATH, Asker
+from border.report import Report
+
+pytestmark = pytest.mark.border
+KIB = 1024
+SERVED = (KIB // 10, 2 * KIB, 6 * KIB)
+REFUSED = (KIB, 64 * KIB, 256 * KIB)
+REPEATS = 4
+SERVICES = {"content": (PEER,), "border": (INTERNAL,), "control store": (ETCD, ETCD_PEER)}
+WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "not", "he", "his")
+QUIET_S = 0.3
+"""More than any round trip: what a request sent has crossed by then."""
+Series = dict[tuple[str, str], Slope]
+
+
+def measured(
+    countries: Countries, sizes: tuple[int, ...], send: Callable[[bytes], str]
+) -> tuple[Series, dict[str, Any]]:
+    """A slope for each border and service, and the bytes of the content port by size of the prompt."""
+    points: defaultdict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    seconds: list[float] = []
+    content: defaultdict[str, int] = defaultdict(int)
+    ended: set[str] = set()
+    for size, _ in itertools.product(sizes, range(REPEATS)):
+        lines, took_s, code = wait_until(lambda size=size: once(countries, size, send), "not 503", deadline_s=120)
+        ended.add(code)
+        seconds.append(took_s)
+        for line, (service, ports) in itertools.product(lines, SERVICES.items()):
+            crossed = sum(lines[line]["ports"].get(str(port), {"bytes": 0})["bytes"] for port in ports)
+            points[line, service].append((size, crossed))
+            if service == "content":
+                content[line] += crossed
+        assert all("0" not in lines[line]["ports"] for line in lines), "something crossed that belongs to no service"
+    assert len(ended) == 1, ended
+    return {key: slope(each, seconds) for key, each in points.items()}, {"ended": ended.pop(), "content": dict(content)}
+
+
+def once(countries: Countries, size: int, send: Callable[[bytes], str]) -> tuple[dict[str, Any], float, str] | None:
+    """One prompt: what the lines counted, how long that took, how it ended. None where there was no room for it."""
+    countries.router.ask("reset")
+    began_s = time.monotonic()
+    ended = send(text(size).encode())
+    time.sleep(QUIET_S)
+    lines = countries.router.lines()
+    return None if ended == "503" else (lines, time.monotonic() - began_s, ended)
+
+
+def text(size: int) -> str:
+    """Words, so that 6 KiB fit into a model's context."""
+    dice, words, length = random.Random(size), list[str](), 0
+    while length < size:
+        words.append(dice.choice(WORDS))
+        length += len(words[-1]) + 1
+    return " ".join(words)[:size]
+
+
+def poster(countries: Countries, tenant: Tenant, country: str, model: str) -> Callable[[bytes], str]:
+    """Sends a prompt; tells how it ended."""
+    asker = Asker(countries, tenant, country, model, lambda _: ())
+
+    def send(prompt: bytes) -> str:
+        body = json.dumps(paths.chat_body(asker, prompt.decode(), max_tokens=1)).encode()
+        return str(countries.post(country, CHAT_PATH, body, tenant.key).status)
+
+    return send
+
+
+def note(report: Report, what: str, series: Series, seen: Mapping[str, Any]) -> None:
+    """Into the report: each border and service with its interval."""
+    rows = report.facts.setdefault("volume: bytes on the border for each byte of a prompt", [])
+    for (line, service), found in sorted(series.items()):
+        contains = "yes" if found.low <= 0 <= found.high else "no"
+        rows.append(
+            {
+                "prompts": f"{what} ({seen['ended']})",
+                "border": line,
+                "service": service,
+                "slope": round(found.value, 4),
+                "95 % from": round(found.low, 4),
+                "to": round(found.high, 4),
+                "holds 0": contains,
+                "n": found.n,
+                "bytes on the content port": seen["content"][line] if service == "content" else "-",
+            }
+        )
+
+
+@pytest.fixture(scope="module")
+def control(countries: Countries, tenants: Mapping[str, Tenant], report: Report) -> Series:
+    """The positive control: prompts that globex's pin lets cross from vn to sg. All else here rests on it."""
+    countries.relay(on=False)
+    send = poster(countries, tenants["globex"], "vn", ABROAD)
+    wait_until(lambda: send(b"Hello") == "200", "globex is served from sg", deadline_s=60)
+    served, seen = measured(countries, SERVED, send)
+    note(report, "open border, served abroad", served, seen)
+    assert seen["ended"] == "200"
+    refused, seen = measured(countries, REFUSED, send)
+    note(report, "open border, refused abroad", refused, seen)
+    assert seen["ended"] == "400"
+    for series in (served, refused):
+        assert series["vn>sg", "content"].low > 0.95
+        assert series["vn>sg", "content"].high < 1.2
+    # And only there: nothing of it went to or came from jp.
+    for line in ("vn>jp", "jp>vn", "sg>jp", "jp>sg"):
+        assert refused[line, "content"] == Slope(0, 0, 0, len(REFUSED) * REPEATS)
+    return refused
+
+
+def test_on_an_open_border_each_byte_of_a_prompt_crosses(control: Series) -> None:
+    assert control["vn>sg", "content"].value == pytest.approx(1.04, abs=0.05)
+
+
+def test_what_is_served_at_home_moves_no_byte_across_a_border(
+    control: Series, direct: Countries, tenants: Mapping[str, Tenant], report: Report
+) -> None:
+    series, seen = measured(direct, SERVED, poster(direct, tenants["acme"], "vn", CHAT))
+    note(report, "pinned to vn, served in vn", series, seen)
+    assert seen["ended"] == "200"
+    assert_nothing_crosses(series, seen, within=0.25)
+    row = report.path("volume: served at home")
+    row.episodes = row.requests = len(SERVED) * REPEATS
+
+
+@pytest.mark.parametrize("country", ["sg", "jp"])
+def test_what_is_refused_elsewhere_moves_no_byte_across_a_border(
+    control: Series, direct: Countries, tenants: Mapping[str, Tenant], report: Report, country: str
+) -> None:
+    series, seen = measured(direct, REFUSED, poster(direct, tenants["acme"], country, CHAT))
+    note(report, f"pinned to vn, refused in {country}", series, seen)
+    assert seen["ended"] == "451"
+    assert_nothing_crosses(series, seen, within=0.02)
+    row = report.path(f"volume: refused in {country}")
+    row.episodes = row.requests = len(REFUSED) * REPEATS
+
+
+def assert_nothing_crosses(series: Series, seen: Mapping[str, Any], *, within: float) -> None:
+    """Not one byte on the port that carries content; on what always flows, a slope that is none as far as can be told.
+
+    Args:
+        series: The slopes.
+        seen: The bytes of the content port.
+        within: How far from none the interval of what always flows may reach: the noise of heartbeats in so few bytes.
+    """
+    assert set(seen["content"].values()) == {0}
+    for source, target in PAIRS:
+        for service in ("border", "control store"):
+            found = series[f"{source}>{target}", service]
+            assert -within < found.low, (source, target, service, found)
+            assert found.high < within, (source, target, service, found)
