@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from itertools import chain
 
-from pinmodel import acks, busy, clocks, core, epochs, forward, members, moves, reading, records, replicas, twins
+from pinmodel import (
+    acks,
+    busy,
+    clocks,
+    core,
+    epochs,
+    forward,
+    ledger,
+    members,
+    moves,
+    reading,
+    records,
+    replicas,
+    twins,
+)
 from pinmodel.explore import Check
 
-_MODELS = (core, reading, acks, forward, replicas, clocks, members, twins, busy, records, moves, epochs)
+_MODELS = (core, reading, acks, forward, replicas, clocks, members, twins, busy, records, moves, epochs, ledger)
 
 HOLD: tuple[Check, ...] = tuple(chain.from_iterable(model.HOLD for model in _MODELS))
 """The protocol as it is, in configurations that take seconds."""
@@ -61,6 +75,9 @@ ADDED: dict[str, str] = {
     "put compares": "a grant's transaction puts it only where the value before is explained, since its answer may be lost",
     "new UUID": "a process whose clocks moved apart goes on under a new UUID, since it may be a copy",
     "chain carried": "a new home's records carry the statements that lead to it; its move is complete when one does",
+    "unknown narrows": (
+        "after a restore, of records whose commit is unknown only what they take away is published, not what they allow"
+    ),
     "earlier drains": "a change is draining while anything runs that it does not permit, whichever change ended that",
     "token": "who restores etcd starts it under another cluster id, or a gateway that was behind cannot see it",
 }

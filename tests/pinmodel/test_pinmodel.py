@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from pinmodel.catalogue import ADDED, FOUND, HOLD, LARGE, RULES, STATED
 from pinmodel.explore import Check, explore
 
+_CAMPAIGN = Path(__file__).parents[2] / "scripts/campaign"
 _ALL_RULES = [(section, rule) for section, rules in RULES.items() for rule in rules]
 
 
@@ -42,6 +46,17 @@ def test_configurations_have_names_of_their_own_and_say_how_much_they_must_see()
     assert len({_name(check) for check in [*held, *FOUND]}) == len(held) + len(FOUND)
     assert all(check.at_least > 0 and not check.mutant for check in held)
     assert all(check.mutant for check in FOUND)
+
+
+@pytest.mark.parametrize(("options", "status"), [(["model", "--model", "busy", "--json"], 0), (["else"], 2), ([], 2)])
+def test_the_campaign_answers_in_json_and_by_its_status(options: list[str], status: int) -> None:
+    ran = subprocess.run([_CAMPAIGN, *options], capture_output=True, text=True, check=False)
+    assert ran.returncode == status
+    if not status:
+        answer = json.loads(ran.stdout)
+        assert answer["ok"]
+        assert {search["model"] for search in answer["searches"]} == {"busy"}
+        assert {"", "exact", "kept"} == {search["without"] for search in answer["searches"]}
 
 
 @dataclass(frozen=True)
