@@ -306,6 +306,8 @@ def test_a_keys_fence_is_about_that_key(bench: Bench) -> None:
 
 
 def test_a_fence_is_kept_as_long_as_a_hop_from_before_could_be_admitted(bench: Bench) -> None:
+    bench.gateway.ping()
+    bench.clock.go(PING_LIFETIME_S / 2)
     ping = bench.gateway.ping()
     bench.gateway.said(2, [], [fence(5)])
     for _ in range(int(PING_LIFETIME_S)):
@@ -318,6 +320,21 @@ def test_a_fence_is_kept_as_long_as_a_hop_from_before_could_be_admitted(bench: B
     refused(lambda: bench.admit(ping, 900, number=4))  # by its ping alone
     assert not bench.gateway._fences
     assert bench.admit(bench.gateway.ping(), 900, number=5)
+
+
+def test_a_word_is_kept_as_long_as_a_hop_from_before_could_be_admitted(bench: Bench) -> None:
+    bench.gateway.ping()
+    bench.clock.go(PING_LIFETIME_S / 2)
+    ping = bench.gateway.ping()
+    bench.gateway.said(2, [hold(ping, 6)], [])
+    bench.clock.go(PING_LIFETIME_S - 1)
+    bench.gateway.ping()
+    bench.leases.tick()
+    refused(lambda: bench.admit(ping, 900))
+    bench.clock.go(2)
+    bench.gateway.ping()
+    bench.leases.tick()
+    assert not bench.gateway._words
 
 
 def test_a_fence_outlives_the_stream_it_came_by(bench: Bench) -> None:
