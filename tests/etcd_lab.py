@@ -91,6 +91,7 @@ class Proxy:
         self.cuts = 0
         self._to = port
         self._left: int | None = None
+        self._closed = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
@@ -107,6 +108,14 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    def close(self) -> None:
+        """Cuts, and lets nobody through, until `open`."""
+        self._closed = True
+        self.cut_now()
+
+    def open(self) -> None:
+        self._closed = False
+
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Proxy]:
         self._server = await asyncio.start_server(self._serve, HOST, 0)
@@ -118,6 +127,9 @@ class Proxy:
             await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:
+            writer.transport.abort()
+            return
         try:
             up_reader, up_writer = await asyncio.open_connection(HOST, self._to)
         except OSError:
