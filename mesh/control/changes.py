@@ -7,6 +7,7 @@ policy.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import replace
 
 from mesh.control import edits, layout
@@ -221,10 +222,11 @@ class Changes:
     async def tenant(self, tenant: TenantId) -> TenantRecord:
         """A tenant's record."""
         key = layout.policy_key(self._home, tenant)
-        async for item in self._commits.read(key, None):
-            found = tenant_record(item, self._trust)
-            if found is not None:
-                return found
+        async with aclosing(self._commits.read(key, None)) as items:
+            async for item in items:
+                found = tenant_record(item, self._trust)
+                if found is not None:
+                    return found
         raise MeshError(Code.TENANT_NOT_FOUND)
 
     async def tenants(self) -> tuple[TenantRecord, ...]:
@@ -243,10 +245,11 @@ class Changes:
     async def key(self, key_id: KeyId) -> KeyRecord:
         """A key of any tenant of this home."""
         tenant = await self._tenant_of(key_id)
-        async for item in self._commits.read(layout.key_key(self._home, tenant, key_id), None):
-            found = key_record(item, self._trust)
-            if found is not None:
-                return found
+        async with aclosing(self._commits.read(layout.key_key(self._home, tenant, key_id), None)) as items:
+            async for item in items:
+                found = key_record(item, self._trust)
+                if found is not None:
+                    return found
         raise MeshError(Code.KEY_NOT_FOUND)
 
     async def _change_policy(
@@ -268,8 +271,9 @@ class Changes:
 
     async def _tenant_of(self, key_id: KeyId) -> TenantId:
         prefix = layout.home_prefix(self._home)
-        async for item in self._commits.read(prefix, prefix_end(prefix)):
-            at = layout.parse(item.key)
-            if isinstance(at, layout.KeyKey) and at.key_id == key_id:
-                return at.tenant
+        async with aclosing(self._commits.read(prefix, prefix_end(prefix))) as items:
+            async for item in items:
+                at = layout.parse(item.key)
+                if isinstance(at, layout.KeyKey) and at.key_id == key_id:
+                    return at.tenant
         raise MeshError(Code.KEY_NOT_FOUND)
