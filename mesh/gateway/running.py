@@ -250,14 +250,14 @@ class Running:
         drain_s = 0.0 if after is None or after.state is not TenantState.ACTIVE else after.drain_s
         ends = False
         for call in list(self._calls.get(tenant, ())):
-            if call.end is not None and after is not None:
-                # A shorter span counts for what drains as well.
-                call.freeze(_End(now, self.left_s(after, call.uses, now), before, Code.POLICY_STALE), now)
-            if call.uses & gone:
+            if call.uses & gone or (call.end is not None and not rights_of(after)):
                 # What nobody has been sent yet need not be finished: it is refused like a call that comes now.
                 left_s = min(drain_s, self.left_s(before, call.uses, now)) if call.handed else 0.0
                 call.freeze(_End(now, left_s, before, _code(after)), now)
                 ends = True
+            if call.end is not None and after is not None:
+                # A shorter span counts for what drains as well.
+                call.freeze(_End(now, self.left_s(after, call.uses, now), before, Code.POLICY_STALE), now)
         lowered = None if after is None else shrink_of(before, after)
         shorter = lowered is not None and self._here.jurisdiction in lowered.lowered
         concerned = any(right.place == self._here.jurisdiction for right in gone)
