@@ -199,12 +199,21 @@ class World:
         """Sets a pin, by another way than `admin`'s link."""
         return await self.changes.set_allowed(tenant, frozenset(places))
 
-    def wait(self, outcome: Outcome, *, strict: bool = False, deadline_s: float | None = None) -> Told:
+    def wait(
+        self,
+        outcome: Outcome,
+        look: Callable[[BarrierState], None] = lambda _: None,
+        *,
+        strict: bool = False,
+        deadline_s: float | None = None,
+    ) -> Told:
+        """Waits aside; `look` is shown each state when it is told."""
         told = Told([])
 
         async def listen() -> None:
             async for state in self.barrier.wait(outcome, strict=strict, deadline_s=deadline_s):
                 told.states.append(state)
+                look(state)
 
         self.spawn(told, listen())
         return told
