@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pytest
 from serving.fake_engine import CharacterTokenizer, FakeEngine
 from serving.fake_request import FakeRequest, as_request
+from serving.lease_lab import REPLICA, HandClock
 
 from mesh.content.frames import FrameKind
 from mesh.errors import Code, MeshError
@@ -24,7 +25,7 @@ from mesh.serving.hosted import ModelHost
 from mesh.serving.leases import Leases
 from mesh.settings import Model
 from mesh.telemetry import Log
-from mesh.types import ModelId, ModelKind, RegionId, ReplicaId, Usage
+from mesh.types import ModelId, ModelKind, RegionId, Usage
 from mesh.v1 import inference_pb2 as pb
 
 HEADERS = {
@@ -53,7 +54,8 @@ class World:
         ]
         engines: dict[str, Any] = {"m": chat, "e": embedding}
         self.host = ModelHost(models, lambda model: engines[model.id], SystemClock(), log)
-        self.leases = Leases(ReplicaId("0123456789abcdef"), SystemClock())
+        self.lease_clock = HandClock()
+        self.leases = Leases(REPLICA, self.lease_clock)
         self.gateway = self.leases.source()
         self.gateway.begin()
         self.hop = Hop(RegionId("vn-1"), self.host, self.leases, 100_000, SystemClock(), log)
@@ -66,7 +68,7 @@ class World:
     def lease(self, left_s: float = 60, *, number: int = 1, message: int = 1) -> dict[str, str]:
         """The header of a hop that is sent right after a ping."""
         ping = self.gateway.ping()
-        return {"mesh-lease": f"0123456789abcdef.{ping}.{message}.{int(left_s * 1000)}.0.{number}"}
+        return {"mesh-lease": f"{REPLICA}.{ping}.{message}.{int(left_s * 1000)}.0.{number}"}
 
     def request(self, operation: str, body: Any, headers: dict[str, str] | None = None, **more: Any) -> FakeRequest:
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
