@@ -206,7 +206,7 @@ HOLD = (
 LARGE = (
     _check("S 3, two pings, three messages, one restart", Replicas(), 100_000),
     _check("two restarts", Replicas(span=3, pings=1, messages=3, lives=3), 100_000),
-    _check("steps of two ticks, three messages", Replicas(span=4, step=2), 100_000),
+    _check("steps of two ticks, S 4, three messages", Replicas(span=4, step=2, pings=1, lives=1), 10_000),
 )
 FOUND = (
     _check("S 2", Replicas(span=2, pings=1, messages=2, lives=1, without="live")),
