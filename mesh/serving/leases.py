@@ -173,7 +173,8 @@ class Source:
     """One gateway, as far as this process hears it: by one stream after the other.
 
     Attributes:
-        on_heard: Called when `heard` has risen.
+        on_heard: Called when `heard` has passed a message that asked for something to end. Of the others the next
+            report tells: an answer to every answer would never stop.
     """
 
     def __init__(self, leases: Leases) -> None:
@@ -185,7 +186,7 @@ class Source:
         self._fences: dict[tuple[TenantId, KeyId | None], _Fence] = {}
         self._stays: dict[TenantId, dict[Stay, None]] = {}
         # What was to end with each message of this stream and is not gone yet, the oldest message first.
-        self._ending: deque[tuple[int, set[Stay]]] = deque()
+        self._ending: deque[tuple[int, set[Stay], bool]] = deque()
 
     @property
     def heard(self) -> int:
@@ -231,7 +232,7 @@ class Source:
                 if self.is_fenced(stay):
                     stay.end()
         ending = {stay for stays in self._stays.values() for stay in stays if stay.ended}
-        self._ending.append((message, ending))
+        self._ending.append((message, ending, bool(fences or ending)))
         self._settle()
 
     def admit(self, stay: Stay, ping: _Ping, message: int, left_s: float) -> None:
@@ -265,7 +266,7 @@ class Source:
         stays.pop(stay, None)
         if not stays:
             self._stays.pop(stay.tenant, None)
-        for _, ending in self._ending:
+        for _, ending, _ in self._ending:
             ending.discard(stay)
         self._settle()
 
@@ -287,10 +288,11 @@ class Source:
         return list(self._stays.get(tenant, ()))
 
     def _settle(self) -> None:
-        before = self._heard
+        was_asked = False
         while self._ending and not self._ending[0][1]:
-            self._heard = self._ending.popleft()[0]
-        if self._heard != before:
+            self._heard, _, asked = self._ending.popleft()
+            was_asked = was_asked or asked
+        if was_asked:
             self.on_heard()
 
 
