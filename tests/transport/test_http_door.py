@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from gateway.world import JP, KEY, SG, VN, World, replica
+from gateway.world import JP, KEY, SG, TENANT, VN, World, replica
 from grpc_lab import HEAD, FakeHop, data, end, unchecked
 
 from mesh.content.frames import CONTENT_TYPE, FrameKind, encode
@@ -18,10 +18,11 @@ from mesh.content.parcel import Sealed
 from mesh.errors import Code, MeshError
 from mesh.gateway.ports import HopHead
 from mesh.http1 import Pool, Request, listen
+from mesh.policy.bundle import TenantKey
 from mesh.policy.hostnames import DoorNames
 from mesh.settings import Address
 from mesh.tls import client_context, server_context
-from mesh.transport.hops import HttpHops
+from mesh.transport.hops import FrameHop, HttpHops
 from mesh.transport.http_door import HttpDoor
 from mesh.transport.http_exchange import HttpExchange
 from mesh.transport.peer_door import PeerDoor
@@ -300,16 +301,20 @@ async def peers(pki: Path, handler: Handler = well, **policy: object) -> AsyncGe
         pool.close()
 
 
-async def forward(pki: Path, port: int, region: str, role: Role, world: World, model: str = "chat-sg") -> list:
-    """A parcel to SG's peer door by a certificate of a test's choice; the frames that came."""
-    pool = Pool(client_context(pki, region, role))
+async def sent_on(pool: Pool, port: int, world: World, model: str = "chat-sg") -> FrameHop:
     head = HopHead(
         request_id=RequestId("req_7"), tenant=TenantId("t_aaaaaaaaaaaaaaaa"), key_id=KEY.key_id, operation=Operation.CHAT,
         model=ModelId(model), stream=False, timeout_s=30.0,
     )  # fmt: skip
-    hop = await HttpHops(pool, pool, VN, world.clock).to_peer(
+    return await HttpHops(pool, pool, VN, world.clock).to_peer(
         SG, Address("127.0.0.1", port), Sealed(bytearray(CHAT), "application/json"), head, unchecked
     )
+
+
+async def forward(pki: Path, port: int, region: str, role: Role, world: World, model: str = "chat-sg") -> list:
+    """A parcel to SG's peer door by a certificate of a test's choice; the frames that came."""
+    pool = Pool(client_context(pki, region, role))
+    hop = await sent_on(pool, port, world, model)
     frames = []
     while found := await hop.read():
         frames += found
@@ -349,3 +354,79 @@ async def test_a_parcel_that_may_not_be_here_reaches_no_replica(
         [frame] = await forward(pki, port, region, role, there)
         assert frame.kind is FrameKind.ERROR
         assert json.loads(frame.payload)["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "code"),
+    [
+        ("1", 200, None),
+        ("2", 503, "policy_stale"),
+        ("0", 400, "invalid_parameter"),
+        ("-1", 400, "invalid_parameter"),
+        ("1.0", 400, "invalid_parameter"),
+        ("", 400, "invalid_parameter"),
+        ("1, 1", 400, "invalid_parameter"),
+        ("9" * 19, 400, "invalid_parameter"),
+    ],
+)
+@pytest.mark.parametrize("path", [POST, "/v1/models", "/v1/route"])
+async def test_the_oldest_policy_to_be_decided_by(path: str, value: str, status: int, code: str | None) -> None:
+    async with opened() as lab:
+
+        async def renewed() -> None:
+            lab.world.authority.granted({}, lab.world.clock.instant())
+
+        lab.world.renewed = renewed
+        said = {"content-type": "application/json", **KEY_HEADER, "mesh-policy-at-least": value}
+        answer = await (lab.ask("POST", path, said, CHAT) if path == POST else lab.ask("GET", path, said))
+        assert answer.status == status
+        if code is not None:
+            assert answer.error["code"] == code
+        if code == "invalid_parameter":
+            assert answer.error["param"] == "mesh-policy-at-least"
+
+
+async def test_a_stream_whose_key_ends_says_so_and_resets_the_hop() -> None:
+    hung_up = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        await request.body(1 << 20)
+        await request.begin(200, FRAMES)
+        await request.write(encode(FrameKind.DATA, Usage(3, 1), b"data: {}\n\n"))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            hung_up.set()
+
+    async with opened(handler) as lab:
+        headers = {"content-type": "application/json", **KEY_HEADER}
+        reader, writer = await lab.send("POST", POST, headers, STREAM)
+        await reader.readuntil(b"data: {}\n\n")
+        lab.world.book.put_key(TenantKey(key_id=KEY.key_id, tenant=TENANT, hash="", revoked=True))
+        rest = await reader.readuntil(b"0\r\n\r\n")
+        assert b'"code":"invalid_api_key"' in rest
+        assert b"[DONE]" not in rest
+        await hung_up.wait()
+        writer.close()
+        [record] = lab.world.settled
+        assert (record.code, record.usage) == ("invalid_api_key", Usage(3, 1))
+
+
+async def test_an_answer_that_may_not_go_back_any_more_is_cut_off(pki: Path) -> None:
+    async def handler(request: Request) -> None:
+        await request.body(1 << 20)
+        await request.begin(200, FRAMES)
+        await request.write(encode(FrameKind.DATA, Usage(3, 1), b"piece"))
+        await asyncio.Event().wait()
+
+    async with peers(pki, handler, **IN_PIN) as (there, port):
+        pool = Pool(client_context(pki, VN, Role.GATEWAY))
+        hop = await sent_on(pool, port, there)
+        assert [frame.payload for frame in await hop.read()] == [b"piece"]
+        there.set_policy(2, ("SG",), Transfer.WITHIN_ALLOWED)
+        with pytest.raises(MeshError) as caught:
+            await hop.read()
+        assert caught.value.code is Code.REPLICA_FAILED
+        hop.close()
+        pool.close()
+        assert [record.code for record in there.settled] == ["residency_refused"]
