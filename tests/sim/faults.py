@@ -112,7 +112,7 @@ def _any(rng: random.Random, palette: Palette) -> Fault:
         nth = rng.randint(1, 4) if since else rng.randint(2, 25)
         when = After(rng.choice(MOMENTS), nth, None, since, rng.choice((0.0, 10 ** rng.uniform(-2, 0.5))))
     else:
-        when = At(_near(rng, palette) if rng.random() < 0.75 else rng.uniform(3, palette.length_s - 20))
+        when = At(_near(rng, palette) if rng.random() < 0.75 else rng.uniform(3, max(6.0, palette.length_s - 20)))
     # Either short, or about as long as an authority.
     lasts_s = 10 ** rng.uniform(-1.3, 0) if rng.random() < 0.4 else rng.uniform(3, 12)
     size = {

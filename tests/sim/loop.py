@@ -188,12 +188,15 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Many steps at once: asyncio calls this again and again, which would cost as much as a step does."""
+        timers, runnable = self._timers, self._runnable
         while not self._stopping:  # pyright: ignore[reportAttributeAccessIssue]
-            ready = [process for process in self._due() if process.ready and not process.paused]
+            if timers and timers[0][0] <= self._now:
+                self._due()
+            ready = [process for process in runnable if process.ready and not process.paused]
             if not ready:
-                if not self._timers:
+                if not timers:
                     raise StuckError(f"nothing is left to run at {self._now}")
-                self._now = self._timers[0][0]
+                self._now = timers[0][0]
                 continue
             self.steps += 1
             if self.steps > MAX_STEPS:
@@ -207,14 +210,13 @@ class SimLoop(asyncio.BaseEventLoop):
                 while self._deferred:
                     self._deferred.pop(0)()
 
-    def _due(self) -> list[Process]:
-        """Queues the timers whose time has come; all processes that live."""
+    def _due(self) -> None:
+        """Queues the timers whose time has come."""
         timers, now = self._timers, self._now
         while timers and timers[0][0] <= now:
             handle = heapq.heappop(timers)[2]
             if not handle._cancelled:
                 self._enqueue(handle)
-        return self._runnable
 
     def leaks(self) -> list[str]:
         """Tasks and timers that a clean end has left behind. Killed processes and the world are not asked."""

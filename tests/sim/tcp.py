@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -171,6 +172,8 @@ class Channel:
         self.outgoing = Pipe(net, self)
         self.incoming: Pipe | None = None
         self.error: OSError | None = None
+        self.on_fail: Callable[[], object] | None = None
+        """Called when the connection is known to be broken, as by an I/O loop that watches it."""
         self._net = net
         self._waiting: list[asyncio.Future[None]] = []
         host.channels[self] = None
@@ -248,6 +251,8 @@ class Channel:
         self.error = self.error or error
         self.outgoing.drop()
         self.wake()
+        if self.on_fail is not None and not self.gone:
+            self.on_fail()
 
     def wake(self) -> None:
         """Something changed."""

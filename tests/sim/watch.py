@@ -1,0 +1,170 @@
+"""Watches an episode from its true state: what was promised, and whether anything happens that must not any more.
+
+It looks at whatever happens that a promise may forbid, at the moment at which it does, and when a promise begins at
+all that is there. So between two looks nothing can begin to break one. It also writes the history, from which
+`check.py` must come to the same conclusion without knowing what is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from sim.history import History
+from sim.hosts import Host
+from sim.wire import Asked
+
+from mesh.types import Jurisdiction, KeyId, TenantId
+
+ALL = "*"
+_AT_ONCE_S = 1e-6
+_RESUMED_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class There:
+    """Something that takes room somewhere now: an engine's place, or a call at a gateway."""
+
+    host: Host
+    what: str
+    tenant: TenantId
+    place: str
+    key_id: KeyId | None
+
+
+@dataclass
+class Watch:
+    """The promises of an episode.
+
+    Attributes:
+        there: Tells all that takes room now, on hosts that live.
+        later: Does something so many seconds from now.
+        violations: What broke a promise.
+        seen: How often it looked at what, while a promise stood.
+    """
+
+    history: History
+    now: Callable[[], float]
+    later: Callable[[float, Callable[[], None]], object]
+    there: Callable[[], Iterator[There]]
+    violations: list[str] = field(default_factory=list)
+    seen: int = 0
+    _promises: dict[tuple[TenantId, str], int] = field(default_factory=dict)
+    _keys: set[tuple[TenantId, KeyId]] = field(default_factory=set)
+    _permits: dict[TenantId, list[tuple[int, float, frozenset[str]]]] = field(default_factory=dict)
+
+    # --- promises
+
+    def committed(self, host: str, tenant: TenantId, revision: int, permits: Iterable[str], key: KeyId | None) -> None:
+        """A tenant's record was put."""
+        permitted = frozenset(str(place) for place in permits)
+        self.history.committed(host, tenant=tenant, revision=revision, permits=permitted, key=key)
+        self._permits.setdefault(tenant, []).append((revision, self.now(), permitted))
+        for (whose, place), since in list(self._promises.items()):
+            if whose == tenant and revision > since and (place in permitted or (place == ALL and permitted)):
+                del self._promises[whose, place]
+
+    def returned(
+        self, host: str, tenant: TenantId, revision: int, removed: Iterable[str], key: KeyId | None, judged: float,
+        outcome: str,
+    ) -> None:  # fmt: skip
+        """A change has come back to who asked for it."""
+        gone = frozenset(str(place) for place in removed)
+        self.history.returned(
+            host, tenant=tenant, revision=revision, removed=gone, outcome=outcome, judged=judged, key=key
+        )
+        if outcome != "done":
+            return
+        for place in gone:
+            back = [
+                at
+                for later, at, permitted in self._permits.get(tenant, ())
+                if later > revision and (place in permitted or (place == ALL and permitted))
+            ]
+            if not back:
+                self._promises[tenant, place] = max(revision, self._promises.get((tenant, place), 0))
+            elif min(back) <= judged:
+                self.broken("S", f"revision {revision} returned as done, and {place} was permitted again")
+        if key is not None:
+            self._keys.add((tenant, key))
+        self.look()
+        self.later(_AT_ONCE_S, lambda: self.look(ended=True))
+
+    def forbids(self, tenant: TenantId, place: str, key: KeyId | None) -> bool:
+        """Whether a promise stands against it."""
+        return (
+            (tenant, place) in self._promises
+            or (tenant, ALL) in self._promises
+            or (key is not None and (tenant, key) in self._keys)
+        )
+
+    def broken(self, rule: str, text: str) -> None:
+        """A promise is broken, or a rule that has no line in the history."""
+        self.violations.append(f"{rule}: at {self.now():.6f} {text}")
+
+    def look(self, *, ended: bool = False) -> None:
+        """At all that is there. `ended`: also what was told to end must be gone by now."""
+        if not self._promises and not self._keys:
+            return
+        for one in self.there():
+            self.seen += 1
+            if (ended or one.what != "stream") and self._is_late(one):
+                self.broken("I2", f"a {one.what} is held in {one.place} at {one.host.name}")
+
+    def resumed(self) -> None:
+        """A host goes on that was stopped: soon nothing must be left on it either."""
+        self.later(_RESUMED_S + _AT_ONCE_S, lambda: self.look(ended=True))
+
+    def _is_late(self, one: There) -> bool:
+        process = one.host.process
+        return process is not None and not process.paused and self.forbids(one.tenant, one.place, one.key_id)
+
+    def _must_not(self, rule: str, what: str, host: Host, place: str, tenant: TenantId, key: KeyId | None) -> None:
+        if self._promises or self._keys:
+            self.seen += 1
+            if self.forbids(tenant, place, key):
+                self.broken(rule, f"{what} in {place} by {host.name}")
+
+    # --- what happens
+
+    def admitted(self, host: Host, place: Jurisdiction, asked: Asked, arrived: float) -> None:
+        self._must_not("I1", "a call was admitted", host, place, asked.tenant, asked.key_id)
+        self.history.admitted(
+            host.name, tenant=asked.tenant, jurisdiction=place, request=asked.request_id, key=asked.key_id,
+            arrived=arrived,
+        )  # fmt: skip
+
+    def forwarded(self, host: Host, place: Jurisdiction, asked: Asked) -> None:
+        self._must_not("I1", "a piece was sent to be", host, place, asked.tenant, asked.key_id)
+        self.history.forwarded(
+            host.name, tenant=asked.tenant, jurisdiction=place, request=asked.request_id, key=asked.key_id
+        )
+
+    def received(self, host: Host, place: Jurisdiction, asked: Asked, *, accepted: bool) -> None:
+        if accepted:
+            self._must_not("I3", "something was taken", host, place, asked.tenant, asked.key_id)
+        self.history.received(
+            host.name, tenant=asked.tenant, jurisdiction=place, request=asked.request_id, key=asked.key_id,
+            accepted=accepted,
+        )  # fmt: skip
+
+    def refused(self, host: Host, place: Jurisdiction, asked: Asked, code: str) -> None:
+        self.history.refused(
+            host.name, tenant=asked.tenant, jurisdiction=place, request=asked.request_id, code=code
+        )  # fmt: skip
+
+    def stepped(self, host: Host, place: Jurisdiction, asked: Asked, takes_s: float) -> None:
+        self._must_not("I2", "a step began", host, place, asked.tenant, asked.key_id)
+        self.history.stepped(
+            host.name, tenant=asked.tenant, jurisdiction=place, request=asked.request_id, key=asked.key_id,
+            takes_s=takes_s,
+        )  # fmt: skip
+
+    def held(self, host: Host, hold: str, what: str, place: Jurisdiction, asked: Asked) -> None:
+        self._must_not("I2", f"a {what} was taken", host, place, asked.tenant, asked.key_id)
+        self.history.held(
+            host.name, hold, what=what, tenant=asked.tenant, jurisdiction=place, key=asked.key_id
+        )  # fmt: skip
+
+    def freed(self, host: Host, hold: str) -> None:
+        self.history.freed(host.name, hold)
