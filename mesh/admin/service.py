@@ -143,9 +143,7 @@ class AdminService:
         async with aclosing(self._follow(making, request.patience)) as said:
             async for one in said:
                 if one.done:
-                    settling = self._tenants.settle_authority(
-                        TenantId(one.tenant.tenant), Revision(one.tenant.revision)
-                    )
+                    settling = self._tenants.settle_authority(TenantId(one.tenant.tenant), Revision(one.revision))
                     settled = await self._in_time(settling)
                     one.tenant.CopyFrom(_tenant(NamedTenant(settled.tenant.policy, one.tenant.name)))
                 yield one
@@ -322,6 +320,7 @@ def _progress(progress: Progress, name: str) -> pb.ShrinkProgress:
     outcome = progress.outcome
     return pb.ShrinkProgress(
         op_id=outcome.op_id,
+        revision=outcome.revision,
         tenant=_tenant(NamedTenant(outcome.tenant.policy, name)),
         key=None if outcome.key is None else _key(outcome.key),
         members=[

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,11 @@ from transformers import PreTrainedModel
 
 from mesh.errors import Code, MeshError
 from mesh.serving.engine import Generation, Stats, Stay, Stream
+from mesh.serving.pace import Pace, timed
 from mesh.serving.sampling import check_prompt
+from mesh.serving.timing import least_s
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.types import ModelKind
-
-STEP_S = 0.5
-"""No batch is so large that it takes longer, where a single input does not."""
-ROOM = 2.0
-"""How many times longer than at start a batch may take: the machine may be busier then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,17 +206,16 @@ class EmbeddingEngine:
 
     def _measure(self) -> None:
         """Finds the largest batch of the longest inputs that does not take too long, and what it may take."""
-        batch, took_s = 1, self._time_batch(1)
-        while batch < self._slots and took_s * ROOM * 2 <= STEP_S:
+        batch, pace = 1, self._time_batch(1)
+        while batch < self._slots and pace.may_double():
             batch = min(batch * 2, self._slots)
-            took_s = self._time_batch(batch)
+            pace = self._time_batch(batch)
         self._batch = batch
-        self._longest_step_s = ROOM * max(took_s, self._time_batch(batch))
+        self._longest_step_s = max(pace.longest_s, self._time_batch(batch).longest_s)
 
-    def _time_batch(self, batch: int) -> float:
-        began_s = time.monotonic()
-        self._vectors([[0] * self._context for _ in range(batch)])
-        return time.monotonic() - began_s
+    def _time_batch(self, batch: int) -> Pace:
+        inputs = [[0] * self._context for _ in range(batch)]
+        return timed(lambda: self._vectors(inputs), on_cpu=self._model().model.device.type == "cpu")
 
     def _take_batch(self) -> bool:
         """Waits for work; False when it is time to stop."""

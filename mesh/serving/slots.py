@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,20 +28,20 @@ from mesh.serving.engine import (
     Stream,
     TokenLogprob,
 )
+from mesh.serving.pace import Pace, timed
 from mesh.serving.sampling import Draw, check, choose, draw_of, log_probabilities
 from mesh.serving.slot_cache import SlotCache
 from mesh.serving.stopping import TextGate
 from mesh.serving.streams import EngineStream, Mailboxes
+from mesh.serving.timing import least_s
 from mesh.serving.tokenizers import Detokenizer, TextTokenizer
 from mesh.types import ModelKind
 
 CHUNK = 256
 """Prompt tokens read in one step, at most: what a new prompt holds the running sequences up by."""
-SMALLEST_CHUNK = 16
-STEP_S = 0.5
-"""No chunk is so large that a step of it takes longer, where the smallest does not."""
-ROOM = 2.0
-"""How many times longer than at start a step may take: the machine may be busier then."""
+SMALLEST_CHUNK = 32
+MOVED = 256
+"""Positions whose move is timed: few, for the memory that it takes, and enough to be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,41 +301,42 @@ class SlotEngine:
         The rows' other positions are not written: their memory is not taken before somebody needs it.
         """
         chunk = min(SMALLEST_CHUNK, self._chunk, self._context)
-        took_s = self._time_chunk(chunk)
-        while chunk * 2 <= min(self._chunk, self._context) and 2 * took_s * ROOM <= STEP_S:
+        pace = self._time_chunk(chunk)
+        while chunk * 2 <= min(self._chunk, self._context) and pace.may_double():
             chunk *= 2
-            took_s = self._time_chunk(chunk)
+            pace = self._time_chunk(chunk)
         self._chunk = chunk
-        self._longest_step_s = ROOM * max(took_s, self._time_chunk(chunk), self._time_decode())
+        again, decoding = self._time_chunk(chunk), self._time_decode()
+        self._longest_step_s = max(pace.longest_s, again.longest_s, decoding.longest_s)
 
-    def _time_chunk(self, chunk: int) -> float:
+    def _time_chunk(self, chunk: int) -> Pace:
         """Reading a last chunk, and moving the whole row to where it goes on."""
-        cache, began_s = self._slot_cache(), time.monotonic()
-        self._forward([[0] * chunk], self._slots, [self._context - chunk])
-        self._wait_for_device()
-        read_s = time.monotonic() - began_s
+        cache = self._slot_cache()
+        reading = self._timed(lambda: self._forward([[0] * chunk], self._slots, [self._context - chunk]))
         cache.wipe(self._slots, self._context, self._context - chunk)
-        began_s = time.monotonic()
-        cache.move(self._slots, 0, chunk)
-        self._wait_for_device()
-        move_s = (time.monotonic() - began_s) * self._context / chunk
+        moving = self._timed(lambda: cache.move(self._slots, 0, chunk))
         cache.wipe(0, chunk)
-        return read_s + move_s
+        return reading.plus(moving.times(self._context / chunk))
 
-    def _time_decode(self) -> float:
+    def _time_decode(self) -> Pace:
         """One token for a sequence in every slot, chosen in the dearest way."""
-        cache, began_s = self._slot_cache(), time.monotonic()
-        logits = self._forward([[0]] * self._slots, 0, [self._context - 1] * self._slots)
-        choose(logits, [draw_of(Sampling(max_tokens=1, top_p=0.9, seed=0)) for _ in range(self._slots)])
-        took_s = time.monotonic() - began_s
+        cache = self._slot_cache()
+        draws = [draw_of(Sampling(max_tokens=1, top_p=0.9, seed=0)) for _ in range(self._slots)]
+        starts = [self._context - 1] * self._slots
+        pace = self._timed(lambda: choose(self._forward([[0]] * self._slots, 0, starts), draws))
         for row in range(self._slots):
             cache.wipe(row, self._context, self._context - 1)
-        return took_s
+        return pace
 
-    def _wait_for_device(self) -> None:
+    def _timed(self, step: Callable[[], object]) -> Pace:
         device = self._model().model.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+
+        def to_its_end() -> None:
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return timed(to_its_end, on_cpu=device.type == "cpu")
 
     def _step(self) -> None:
         reading = self._next_to_read()

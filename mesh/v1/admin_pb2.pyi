@@ -143,13 +143,14 @@ class MemberProgress(_message.Message):
     def __init__(self, member: _Optional[str] = ..., region: _Optional[str] = ..., gateway: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., left_ms: _Optional[int] = ...) -> None: ...
 
 class ShrinkProgress(_message.Message):
-    __slots__ = ("op_id", "tenant", "key", "members", "waited_ms", "done", "receipt")
+    __slots__ = ("op_id", "tenant", "key", "members", "waited_ms", "done", "revision", "receipt")
     OP_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     WAITED_MS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     op_id: str
     tenant: Tenant
@@ -157,8 +158,9 @@ class ShrinkProgress(_message.Message):
     members: _containers.RepeatedCompositeFieldContainer[MemberProgress]
     waited_ms: int
     done: bool
+    revision: int
     receipt: str
-    def __init__(self, op_id: _Optional[str] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., members: _Optional[_Iterable[_Union[MemberProgress, _Mapping]]] = ..., waited_ms: _Optional[int] = ..., done: _Optional[bool] = ..., receipt: _Optional[str] = ...) -> None: ...
+    def __init__(self, op_id: _Optional[str] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., members: _Optional[_Iterable[_Union[MemberProgress, _Mapping]]] = ..., waited_ms: _Optional[int] = ..., done: _Optional[bool] = ..., revision: _Optional[int] = ..., receipt: _Optional[str] = ...) -> None: ...
 
 class PinStatusRequest(_message.Message):
     __slots__ = ()
