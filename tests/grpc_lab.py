@@ -17,7 +17,7 @@ from mesh.policy.hostnames import DoorNames, check_label
 from mesh.routing.explain import Explanation, Outcome, Reason, Verdict, Why
 from mesh.settings import Address
 from mesh.tls import grpc_door_channel_credentials, grpc_door_credentials
-from mesh.transport.grpc_door import GrpcDoor
+from mesh.transport.grpc_door import AskedName, GrpcDoor
 from mesh.transport.grpc_exchange import GrpcExchange
 from mesh.transport.grpc_server import GrpcServer
 from mesh.types import (
@@ -44,6 +44,7 @@ TENANT = TenantId("t_aaaaaaaaaaaaaaaa")
 KEY = (("authorization", f"Bearer {GOOD_KEY}"),)
 SINGAPORE = Endpoint(region=SG, jurisdiction=Jurisdiction("SG"), http="https://127.0.0.2:8443", grpc="127.0.0.2:8444")
 HEAD = AnswerHead(request_id=RequestId("req-1"), region=SG, jurisdiction=Jurisdiction("SG"), revision=Revision(7))
+NO_NAMES = DoorNames(plain=frozenset())
 Serve = Callable[[GrpcExchange], Awaitable[None]]
 
 
@@ -130,14 +131,21 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(pki: Path, serve: Serve, *, limit_bytes: int = LIMIT_BYTES) -> AsyncGenerator[Opened]:
+async def opened(
+    pki: Path,
+    serve: Serve,
+    *,
+    limit_bytes: int = LIMIT_BYTES,
+    names: DoorNames = NO_NAMES,
+    asked_name: AskedName = lambda _: None,
+) -> AsyncGenerator[Opened]:
     failures: list[BaseException] = []
     door = GrpcDoor(
         serve=serve,
         queries=FakeQueries(),
         here=HERE,
-        names=DoorNames(plain=frozenset()),
-        asked_name=lambda _: None,
+        names=names,
+        asked_name=asked_name,
         next_request_id=lambda: RequestId("req-1"),
         max_body_bytes=limit_bytes,
         failed=failures.append,

@@ -30,6 +30,7 @@ from mesh.ledger import Disclosure, Ledger, UsageRecord, open_ledger
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook
 from mesh.policy.shards import Shard
+from mesh.policy.hostnames import DoorNames
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.routing.fleet import Fleet, Replica
 from mesh.settings import Address, Gateway, Settings
@@ -42,6 +43,7 @@ from mesh.transport.grpc_server import GrpcServer, listen_grpc
 from mesh.transport.hops import FrameHop, HttpHops, Sealed
 from mesh.transport.http_door import HttpDoor
 from mesh.transport.inspection import Inspect, PolicySeen
+from mesh.transport.name_relay import NameRelay, relay
 from mesh.transport.openapi import document
 from mesh.transport.operator import serve_operator
 from mesh.transport.peer_door import PeerDoor
@@ -51,6 +53,7 @@ DRAIN_S = 10.0
 """How long running calls may take to end when the gateway is told to go."""
 _BORDER_BUFFER_BYTES = 65_536
 """The most that this host's kernel may hold of what is sent to one connection of another region."""
+_LOOPBACK = "127.0.0.1"
 _INTERNAL_MESSAGE_BYTES = 1024 * 1024
 
 
@@ -99,6 +102,7 @@ class GatewayProgram:
         self._telemetry = telemetry
         self._here = Here(region=region, jurisdiction=settings.regions[region].jurisdiction)
         self._book = PolicyBook()
+        self._relay: NameRelay | None = None
         self._authority = Authority()
         self._doors_open = False
         self._feed: PolicyFeed | None = None
@@ -261,7 +265,7 @@ class GatewayProgram:
             queries=answers,
             here=here,
             names=names,
-            asked_name=lambda _: None,
+            asked_name=lambda context: None if self._relay is None else self._relay.name_of(context.peer()),
             next_request_id=next_request_id,
             max_body_bytes=settings.max_body_bytes,
             failed=self._failed,
@@ -276,9 +280,7 @@ class GatewayProgram:
             failed=self._failed,
         )
         peer_door = PeerDoor(serve=story.serve_forwarded, here=region, regions=settings.regions)
-        grpc_server = await stack.enter_async_context(
-            grpc_door.listen(gateway.grpc, tls.grpc_door_credentials(pki, region))
-        )
+        grpc_server = await self._listen_grpc(stack, grpc_door, names)
         await stack.enter_async_context(self._listen_internal(answers, hub))
         internal = tls.server_context(pki, region, Role.GATEWAY)
         peer_server = await _listen_http(stack, peer_door, gateway.peer, internal)
@@ -292,12 +294,27 @@ class GatewayProgram:
         self._show(http_server, hub)
 
         async def drain() -> None:
+            if self._relay is not None:
+                self._relay.stop_listening()
             await grpc_door.close()
             async with self._tasks() as tasks:
                 for server in servers:
                     tasks.spawn(server.drain(DRAIN_S), "drain")
 
         return drain
+
+    async def _listen_grpc(self, stack: AsyncExitStack, door: GrpcDoor, names: DoorNames) -> GrpcServer:
+        """Opens the gRPC door; where tenants have names, behind a relay that notes which one was called."""
+        address = self._gateway.grpc
+        credentials = tls.grpc_door_credentials(self._settings.pki, self._here.region)
+        if names.zone is None:
+            return await stack.enter_async_context(door.listen(address, credentials))
+        server = await stack.enter_async_context(door.listen(Address(_LOOPBACK, 0), credentials))
+        try:
+            self._relay = await stack.enter_async_context(relay(address, Address(_LOOPBACK, server.port), names))
+        except OSError:
+            raise MeshError(Code.START_FAILED, hint=f"Cannot listen on {address}.") from None
+        return server
 
     @asynccontextmanager
     async def _listen_internal(self, answers: Answers, hub: FleetHub) -> AsyncGenerator[GrpcServer]:
