@@ -16,7 +16,7 @@ def main() -> int:
     options = argparse.ArgumentParser(
         prog="campaign model", description="Searches the models of the pin protocol, state by state."
     )
-    options.add_argument("--large", action="store_true", help="also the large configurations: about an hour")
+    options.add_argument("--large", action="store_true", help="also the large configurations: some minutes")
     options.add_argument("--json", action="store_true", help="one JSON object on standard output")
     options.add_argument("--model", help="only this one")
     chosen = options.parse_args()

@@ -7,6 +7,7 @@ that finds nothing in a protocol known to be wrong would prove nothing about one
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable
@@ -86,6 +87,16 @@ def explore(machine: Machine, limit: int = 20_000_000) -> Outcome:
         machine: What to search.
         limit: After how many states the search is given up.
     """
+    collects = gc.isenabled()
+    gc.disable()  # states hold no cycles, and the collector would walk through all of them again and again
+    try:
+        return _search(machine, limit)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _search(machine: Machine, limit: int) -> Outcome:
     began = time.process_time()
     start = machine.start
     came_from: dict[Hashable, tuple[Hashable, str] | None] = {start: None}

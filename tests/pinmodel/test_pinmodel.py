@@ -11,6 +11,9 @@ import pytest
 from pinmodel.catalogue import ADDED, FOUND, HOLD, LARGE, RULES, STATED
 from pinmodel.explore import Check, explore
 
+# The searches take seconds of one core; on a machine that others use, they take as long as it gives them.
+pytestmark = pytest.mark.timeout(300)
+
 _CAMPAIGN = Path(__file__).parents[2] / "scripts/campaign"
 _ALL_RULES = [(section, rule) for section, rules in RULES.items() for rule in rules]
 

@@ -177,15 +177,15 @@ def _check(configuration: str, machine: Twins, at_least: int = 0) -> Check:
 
 HOLD = (
     _check("shown by the clocks", Twins(shown=True, attempts=2), 10_000),
-    _check("not shown, S later", Twins(shown=False, attempts=3), 100_000),
+    _check("not shown, S later", Twins(shown=False, span=1, attempts=3), 20_000),
 )
 LARGE = (
-    _check("shown by the clocks, four attempts", Twins(shown=True), 200_000),
-    _check("not shown, S later, four attempts", Twins(shown=False), 200_000),
+    _check("shown by the clocks, three attempts", Twins(shown=True, attempts=3), 200_000),
+    _check("not shown, S 2 later", Twins(shown=False, attempts=3), 100_000),
 )
 FOUND = (
-    _check("not shown, S later", Twins(shown=False, attempts=3, without="twin")),
-    _check("not shown, S later", Twins(shown=False, attempts=3, without="ack compares")),
-    _check("not shown, S later", Twins(shown=False, attempts=3, without="put compares")),
+    _check("not shown, S later", Twins(shown=False, span=1, attempts=3, without="twin")),
+    _check("not shown, S later", Twins(shown=False, span=1, attempts=3, without="ack compares")),
+    _check("not shown, S later", Twins(shown=False, span=1, attempts=3, without="put compares")),
     _check("shown by the clocks", Twins(shown=True, attempts=3, without="new UUID")),
 )
