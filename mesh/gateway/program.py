@@ -29,8 +29,8 @@ from mesh.http1 import Pool, Server, listen
 from mesh.ledger import Disclosure, Ledger, UsageRecord, open_ledger
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook
-from mesh.policy.shards import Shard
 from mesh.policy.hostnames import DoorNames
+from mesh.policy.shards import Shard
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.routing.fleet import Fleet, Replica
 from mesh.settings import Address, Gateway, Settings
