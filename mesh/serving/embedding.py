@@ -19,7 +19,6 @@ from mesh.errors import Code, MeshError
 from mesh.serving.engine import Generation, Stats, Stay, Stream
 from mesh.serving.pace import Pace, timed
 from mesh.serving.sampling import check_prompt
-from mesh.serving.timing import least_s
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.types import ModelKind
 

@@ -33,7 +33,6 @@ from mesh.serving.sampling import Draw, check, choose, draw_of, log_probabilitie
 from mesh.serving.slot_cache import SlotCache
 from mesh.serving.stopping import TextGate
 from mesh.serving.streams import EngineStream, Mailboxes
-from mesh.serving.timing import least_s
 from mesh.serving.tokenizers import Detokenizer, TextTokenizer
 from mesh.types import ModelKind
 
