@@ -514,3 +514,43 @@ async def test_questions_need_a_key_before_they_are_read(pki: Path, path: str) -
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await door.channel.unary_unary(f"/{path}")(b"x" * 100_000, metadata=KEY)
         assert info_of(caught.value)[0].reason == "REQUEST_TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ([], [None]),
+        (["7"], [7]),
+        (["x"], "INVALID_PARAMETER"),
+        (["0"], "INVALID_PARAMETER"),
+        (["7", "7"], "INVALID_PARAMETER"),
+    ],
+)
+async def test_the_oldest_policy_to_be_decided_by(pki: Path, given: list[str], seen: list[int | None] | str) -> None:
+    came: list[int | None] = []
+
+    async def serve(exchange: GrpcExchange) -> None:
+        came.append(exchange.at_least())
+        await answered(exchange, [data(b""), end()])
+
+    metadata = (*KEY, *(("mesh-policy-at-least", value) for value in given))
+    async with opened(pki, serve) as door:
+        chat = InferenceStub(door.channel).Chat(REQUEST, metadata=metadata)
+        models = InferenceStub(door.channel).ListModels(inference_pb2.ListModelsRequest(), metadata=metadata)
+        if isinstance(seen, list):
+            await chat
+            await models
+            assert came == seen
+            return
+        for call in (chat, models):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert info_of(caught.value)[0].reason == seen
+
+
+async def test_a_question_may_name_a_policy_that_nobody_knows(pki: Path) -> None:
+    async with opened(pki, answered) as door:
+        metadata = (*KEY, ("mesh-policy-at-least", "8"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await RouterStub(door.channel).Resolve(router_pb2.ResolveRequest(), metadata=metadata)
+        assert info_of(caught.value)[0].reason == "POLICY_STALE"
