@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel
 from mesh.errors import Code, MeshError
 from mesh.serving.embedding import EmbeddingEngine, LoadedEncoder
 from mesh.serving.engine import UNBOUNDED
+from mesh.serving.pace import Pace
 from mesh.serving.slots import SlotEngine
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.serving.weights import prepare
@@ -135,11 +136,14 @@ def test_the_longest_step_is_measured_and_leaves_nothing_behind(engine: SlotEngi
 
 
 def test_a_chunk_is_as_small_as_a_step_must_be_short(smollm2: Path) -> None:
-    """A model whose time grows with the tokens of a step: the chunk is cut, and the step stays short."""
+    """A model whose time grows with the tokens of a step: the chunk is cut, and the step stays short.
+
+    How busy the machine was is no reason for small chunks; what steps really took comes off the deadlines.
+    """
     fast, slow = faulty(smollm2, Scripted), faulty(smollm2, Scripted)
     for engine, second_per_token in ((fast, 0.0), (slow, 0.004)):
         engine._chunk = 256
-        engine._time_chunk = lambda chunk, each=second_per_token: chunk * each  # type: ignore[method-assign]
+        engine._time_chunk = lambda chunk, each=second_per_token: Pace(chunk * each, chunk * each)  # type: ignore[method-assign]
         engine.start()
         engine.stop()
     assert fast._chunk == 256
@@ -214,3 +218,11 @@ async def test_stopping_gives_every_place_back(encoder: EmbeddingEngine) -> None
     await gone(stay)
     assert (await asyncio.gather(call, return_exceptions=True))[0] is not None
     assert 0 < encoder.longest_step_s < 30
+
+
+def test_a_busy_start_makes_deadlines_shorter_and_not_steps_smaller() -> None:
+    busy = Pace(own_s=0.05, wall_s=2.0)
+    assert busy.may_double()
+    assert busy.longest_s == 2.0
+    assert Pace(own_s=0.2, wall_s=0.2).longest_s == 0.4
+    assert not Pace(own_s=0.2, wall_s=0.2).may_double()
