@@ -260,6 +260,7 @@ class GatewayProgram:
         pki, region = settings.pki, here.region
         next_request_id = _request_ids(self._entropy)
         names = door_names(settings, region, gateway)
+        tls.check_door_names(pki, region, names.zones - {names.zone})
         grpc_door = GrpcDoor(
             serve=story.serve,
             queries=answers,

@@ -11,6 +11,7 @@ from mesh.tls.credentials import (
     grpc_root_credentials,
     grpc_server_credentials,
 )
+from mesh.tls.doornames import check_door_names
 from mesh.tls.files import read_mesh_secret, read_policy_key
 from mesh.tls.identity import OPERATOR_REGION, Identity, door_name, identity_of, identity_of_grpc, internal_name
 from mesh.tls.selfcheck import GRPC_SUITES, check_tls13, prepare_process
@@ -20,6 +21,7 @@ __all__ = [
     "GRPC_SUITES",
     "OPERATOR_REGION",
     "Identity",
+    "check_door_names",
     "check_tls13",
     "client_context",
     "door_context",
