@@ -394,7 +394,6 @@ LARGE = (
     _core("J removed, allowed again, removed", Core(3), 300_000),
     _core("S lowered, then J removed", Core(3, changes=LOWER), 100_000),
     _core("three changes, others between", Core(3, changes=OTHER), 80_000),
-    _core("S of three ticks lowered twice, J removed", Core(3, span=3, cap=3, changes=LOWER), 300_000),
     _core("every kind of change, two", Core(2, changes=frozenset({"readd", "lower", "raise", "other"})), 100_000),
 )
 FOUND = (
