@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -158,6 +159,7 @@ async def test_it_tells_something_at_least_once_a_second() -> None:
 async def test_a_member_that_was_silent_for_long_enough_costs_no_wait(silent_s: float) -> None:
     async with World().running() as world:
         tenant, _home, abroad = await two(world)
+        await world.clock.advance(3)  # renewed since it was first seen
         world.kill(abroad)
         await world.clock.advance(silent_s)
         told = world.wait(await world.pin(tenant, VN))
@@ -429,6 +431,27 @@ async def test_a_store_that_went_back_during_a_wait_is_no_answer() -> None:
         with pytest.raises(MeshError) as refused:
             async for _ in world.barrier.wait(outcome):
                 pass
+        assert refused.value.code is Code.INTERNAL_ERROR
+
+
+async def test_a_read_of_an_older_store_is_no_answer_though_it_has_the_change() -> None:
+    async with World().running() as world:
+        tenant, _home, abroad = await two(world)
+        abroad.link.set_cut(True)
+        outcome = await world.pin(tenant, VN)
+        backup = world.store.revision
+
+        async def listen() -> None:
+            async for _ in world.barrier.wait(outcome):
+                pass
+
+        waiting = asyncio.ensure_future(listen())
+        await world.clock.advance(3)
+        world.store.restore(backup)
+        await world.clock.advance(1)
+        assert waiting.done()
+        with pytest.raises(MeshError) as refused:
+            await waiting
         assert refused.value.code is Code.INTERNAL_ERROR
 
 

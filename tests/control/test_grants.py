@@ -344,6 +344,22 @@ async def test_leaving_deletes_both_keys_and_no_renewal_brings_them_back() -> No
         assert gateway.left_s(tenant, VN) == 0
 
 
+async def test_a_renewal_that_was_on_its_way_when_it_left_grants_nothing() -> None:
+    async with World().running() as world:
+        tenant = await world.tenant()
+        gateway = world.gateway()
+        await world.clock.advance(1.9)
+        gateway.link.arrive.clear()
+        await world.clock.advance(0.2)
+        leaving = asyncio.ensure_future(gateway.membership.leave())
+        await world.clock.advance(0)
+        gateway.link.arrive.set()
+        await leaving
+        await world.clock.advance(5)
+        assert gateway.left_s(tenant, VN) == 0
+        assert not [key for key in world.store._states[-1] if key.startswith((*layout.GRANTS, *layout.ACKS))]
+
+
 async def test_leaving_without_a_store_ends_in_time() -> None:
     async with World().running() as world:
         gateway = world.gateway()
