@@ -25,7 +25,7 @@ class Instant:
 
     Attributes:
         boot_s: CLOCK_BOOTTIME: counts suspend, and may be slewed.
-        raw_s: CLOCK_MONOTONIC_RAW: is not slewed, and stands still in suspend.
+        raw_s: CLOCK_MONOTONIC_RAW, which is not slewed, plus the time in suspend, which it does not count.
         wall_s: Seconds since 1970, UTC: may be set.
     """
 

@@ -12,6 +12,8 @@ from typing import Self
 
 from mesh.ports import Instant
 
+_APART_S = 0.001
+
 
 class SystemClock:
     """The host's clock."""
@@ -26,11 +28,13 @@ class SystemClock:
 
     def instant(self) -> Instant:
         """This moment on all clocks."""
-        return Instant(
-            boot_s=time.clock_gettime(time.CLOCK_BOOTTIME),
-            raw_s=time.clock_gettime(time.CLOCK_MONOTONIC_RAW),
-            wall_s=time.time(),
-        )
+        while True:
+            before_s = time.clock_gettime(time.CLOCK_MONOTONIC)
+            boot_s, raw_s = time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
+            after_s = time.clock_gettime(time.CLOCK_MONOTONIC)
+            # Read apart, they would tell of a suspend that never was.
+            if after_s - before_s < _APART_S:
+                return Instant(boot_s=boot_s, raw_s=raw_s + boot_s - before_s, wall_s=time.time())
 
     async def sleep(self, seconds: float) -> None:
         """Waits on the running loop."""

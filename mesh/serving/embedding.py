@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from mesh.errors import Code, MeshError
 from mesh.serving.engine import Generation, Stats, Stay, Stream
-from mesh.serving.pace import Pace, timed
+from mesh.serving.pace import Longest, Pace, timed
 from mesh.serving.sampling import check_prompt
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.types import ModelKind
@@ -76,7 +76,7 @@ class EmbeddingEngine:
         self._thread: threading.Thread | None = None
         self._loaded: LoadedEncoder | None = None
         self._batch = slots
-        self._longest_step_s = 0.0
+        self._longest = Longest()
 
     @property
     def kind(self) -> ModelKind:
@@ -109,7 +109,7 @@ class EmbeddingEngine:
     @property
     def longest_step_s(self) -> float:
         """What a batch may take at most, measured at start with room to spare."""
-        return self._longest_step_s
+        return self._longest.longest_s
 
     def submit(self, generations: Sequence[Generation], stay: Stay) -> list[Stream]:
         """This model does not generate.
@@ -210,7 +210,7 @@ class EmbeddingEngine:
             batch = min(batch * 2, self._slots)
             pace = self._time_batch(batch)
         self._batch = batch
-        self._longest_step_s = max(pace.longest_s, self._time_batch(batch).longest_s)
+        self._longest.measured_s = min(pace.longest_s, self._time_batch(batch).longest_s)
 
     def _time_batch(self, batch: int) -> Pace:
         inputs = [[0] * self._context for _ in range(batch)]
@@ -232,7 +232,8 @@ class EmbeddingEngine:
         vectors: dict[_Input, list[float] | None] = {}
         try:
             if batch:
-                vectors = dict(zip(batch, self._vectors([item.tokens for item in batch]), strict=True))
+                with self._longest.step():
+                    vectors = dict(zip(batch, self._vectors([item.tokens for item in batch]), strict=True))
         except Exception:  # noqa: BLE001 - one of the inputs, or the model: trying it alone tells which
             self._vectors([[0]])
             vectors = {item: self._vector_or_none(item.tokens) for item in batch if item.call.stay.may_go_on()}

@@ -184,6 +184,7 @@ class Replica:
     async def _keep_deadlines(self) -> None:
         """Ends what has reached its deadline, whether or not anybody is heard of."""
         while True:
+            self._leases.step_s = self._host.longest_step_s()
             self._leases.tick()
             await self._clock.sleep(TICK_S)
 

@@ -28,7 +28,7 @@ from mesh.serving.engine import (
     Stream,
     TokenLogprob,
 )
-from mesh.serving.pace import Pace, timed
+from mesh.serving.pace import Longest, Pace, timed
 from mesh.serving.sampling import Draw, check, choose, draw_of, log_probabilities
 from mesh.serving.slot_cache import SlotCache
 from mesh.serving.stopping import TextGate
@@ -113,7 +113,7 @@ class SlotEngine:
         self._loaded: Loaded | None = None
         self._cache: SlotCache | None = None
         self._pieces: list[bytes] = []
-        self._longest_step_s = 0.0
+        self._longest = Longest()
 
     @property
     def kind(self) -> ModelKind:
@@ -147,8 +147,8 @@ class SlotEngine:
 
     @property
     def longest_step_s(self) -> float:
-        """What a step may take at most, measured at start with room to spare."""
-        return self._longest_step_s
+        """What a step may take: as measured at start with room to spare, and longer while steps really do."""
+        return self._longest.longest_s
 
     def submit(self, generations: Sequence[Generation], stay: Stay) -> list[Stream]:
         """Queues all of them or none; see `engine.Engine`. On a running event loop.
@@ -306,7 +306,7 @@ class SlotEngine:
             pace = self._time_chunk(chunk)
         self._chunk = chunk
         again, decoding = self._time_chunk(chunk), self._time_decode()
-        self._longest_step_s = max(pace.longest_s, again.longest_s, decoding.longest_s)
+        self._longest.measured_s = max(min(pace.longest_s, again.longest_s), decoding.longest_s)
 
     def _time_chunk(self, chunk: int) -> Pace:
         """Reading a last chunk, and moving the whole row to where it goes on."""
@@ -340,10 +340,12 @@ class SlotEngine:
     def _step(self) -> None:
         reading = self._next_to_read()
         if reading is not None:
-            self._read_on(reading)
+            with self._longest.step():
+                self._read_on(reading)
         self._let_go()
         if self._running:
-            self._decode()
+            with self._longest.step():
+                self._decode()
         self._mailboxes.post()
 
     def _let_go(self) -> None:

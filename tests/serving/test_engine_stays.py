@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel
 from mesh.errors import Code, MeshError
 from mesh.serving.embedding import EmbeddingEngine, LoadedEncoder
 from mesh.serving.engine import UNBOUNDED
-from mesh.serving.pace import Pace
+from mesh.serving.pace import HALVES_IN_S, Longest, Pace, timed
 from mesh.serving.slots import SlotEngine
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.serving.weights import prepare
@@ -143,7 +143,7 @@ def test_a_chunk_is_as_small_as_a_step_must_be_short(smollm2: Path) -> None:
     fast, slow = faulty(smollm2, Scripted), faulty(smollm2, Scripted)
     for engine, second_per_token in ((fast, 0.0), (slow, 0.004)):
         engine._chunk = 256
-        engine._time_chunk = lambda chunk, each=second_per_token: Pace(chunk * each, chunk * each)  # type: ignore[method-assign]
+        engine._time_chunk = lambda chunk, each=second_per_token: Pace(chunk * each)  # type: ignore[method-assign]
         engine.start()
         engine.stop()
     assert fast._chunk == 256
@@ -220,9 +220,25 @@ async def test_stopping_gives_every_place_back(encoder: EmbeddingEngine) -> None
     assert 0 < encoder.longest_step_s < 30
 
 
-def test_a_busy_start_makes_deadlines_shorter_and_not_steps_smaller() -> None:
-    busy = Pace(own_s=0.05, wall_s=2.0)
-    assert busy.may_double()
-    assert busy.longest_s == 2.0
-    assert Pace(own_s=0.2, wall_s=0.2).longest_s == 0.4
-    assert not Pace(own_s=0.2, wall_s=0.2).may_double()
+def test_the_time_of_a_step_is_its_threads_own() -> None:
+    asleep = timed(lambda: threading.Event().wait(0.2), on_cpu=True)
+    assert asleep.own_s < 0.2, "a machine that does something else meanwhile is no slow one"
+    assert timed(lambda: threading.Event().wait(0.2), on_cpu=False).own_s >= 0.2
+    assert Pace(0.05).may_double()
+    assert Pace(0.2).longest_s == 0.4
+    assert not Pace(0.2).may_double()
+
+
+def test_a_step_that_took_longer_counts_until_the_machine_may_be_free_again() -> None:
+    now_s = 100.0
+    longest = Longest(lambda: now_s)
+    longest.measured_s = 0.5
+    with longest.step():
+        now_s += 4.0
+    assert longest.longest_s == 4.0
+    with longest.step():
+        now_s += 0.1
+    now_s += 2 * HALVES_IN_S - 0.1
+    assert longest.longest_s == pytest.approx(1.0)
+    now_s += 100
+    assert longest.longest_s == 0.5

@@ -22,7 +22,7 @@ class HostClock:
     """A host's clocks over true time; they outlive its processes. Fulfils `mesh.ports.Clock`.
 
     Attributes:
-        rate: How fast its crystal goes. RAW shows it as it is.
+        rate: How fast its crystal goes. RAW shows it as it is, and counts what the machine slept (see `ports.Instant`).
         slew: By what the time daemon multiplies it for BOOTTIME and the wall clock.
     """
 
@@ -38,9 +38,7 @@ class HostClock:
         """All clocks."""
         passed, then = (self._loop.time() - self._at) * self.rate, self._then
         slewed = passed * self.slew
-        return Instant(
-            then.boot_s + slewed, then.raw_s + (0.0 if self._suspended else passed), then.wall_s + slewed
-        )  # fmt: skip
+        return Instant(then.boot_s + slewed, then.raw_s + passed, then.wall_s + slewed)
 
     def now_s(self) -> float:
         """BOOTTIME."""
@@ -66,7 +64,6 @@ class HostClock:
         *,
         rate: float | None = None,
         slew: float | None = None,
-        suspended: bool | None = None,
         step_s: float = 0.0,
         lost_s: float = 0.0,
     ) -> None:
@@ -75,13 +72,12 @@ class HostClock:
         self._then = Instant(then.boot_s - lost_s, then.raw_s, then.wall_s + step_s)
         self.rate = self.rate if rate is None else rate
         self.slew = self.slew if slew is None else slew
-        self._suspended = self._suspended if suspended is None else suspended
 
     def copy(self) -> HostClock:
         """One that shows the same from now on, until either is changed."""
         now = self.instant()
         twin = HostClock(self._loop, now.boot_s, now.raw_s, now.wall_s)
-        twin.rate, twin.slew, twin._suspended = self.rate, self.slew, self._suspended
+        twin.rate, twin.slew = self.rate, self.slew
         return twin
 
 
@@ -186,7 +182,6 @@ class Host:
         """Ends a pause."""
         self._pauses = max(0, self._pauses - 1)
         if self._pauses == 0 and self.process is not None and self.process.paused:
-            self.clock.change(suspended=False)
             self.loop.thaw(self.process)
             self._said(self.name, "resumed")
 
@@ -202,7 +197,6 @@ class Host:
         if process is not None and process.alive and process.frozen is None:
             if not process.paused:
                 self._said(self.name, "paused")
-            self.clock.change(suspended=True)
             self.loop.freeze(process)
 
     def _die(self, process: Process, *, power: bool) -> None:
@@ -212,7 +206,6 @@ class Host:
         self._gone(power=power)
 
     def _gone(self, *, power: bool) -> None:
-        self.clock.change(suspended=False)
         self._pauses = 0
         self.on = not power
         self._said(self.name, "died")

@@ -236,10 +236,8 @@ def test_clocks_go_their_own_ways() -> None:
     assert not played(main, "a")[1].errors
 
 
-@pytest.mark.parametrize(("suspend", "raw_s", "woke_s"), [(False, 10.0, 11.0), (True, 0.0, 14.0)])
-def test_a_pause_stops_the_program_and_a_sleep_of_the_machine_its_timers_too(
-    suspend: bool, raw_s: float, woke_s: float
-) -> None:
+@pytest.mark.parametrize(("suspend", "woke_s"), [(False, 11.0), (True, 14.0)])
+def test_a_pause_stops_the_program_and_a_sleep_of_the_machine_its_timers_too(suspend: bool, woke_s: float) -> None:
     woke: list[float] = []
 
     async def program(host: Host) -> None:
@@ -255,7 +253,7 @@ def test_a_pause_stops_the_program_and_a_sleep_of_the_machine_its_timers_too(
         await asyncio.sleep(10)
         now = host.clock.instant()
         assert now.boot_s - before.boot_s == pytest.approx(10)
-        assert now.raw_s - before.raw_s == pytest.approx(raw_s)
+        assert now.raw_s - before.raw_s == pytest.approx(10)
         assert woke == []
         host.resume()
         await asyncio.sleep(9)
