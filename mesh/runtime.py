@@ -31,10 +31,10 @@ class SystemClock:
         while True:
             before_s = time.clock_gettime(time.CLOCK_MONOTONIC)
             boot_s, raw_s = time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
-            after_s = time.clock_gettime(time.CLOCK_MONOTONIC)
-            # Read apart, they would tell of a suspend that never was.
+            wall_s, after_s = time.time(), time.clock_gettime(time.CLOCK_MONOTONIC)
+            # Read apart, they would tell of a suspend that never was, or of a wall clock that was set.
             if after_s - before_s < _APART_S:
-                return Instant(boot_s=boot_s, raw_s=raw_s + boot_s - before_s, wall_s=time.time())
+                return Instant(boot_s=boot_s, raw_s=raw_s + boot_s - before_s, wall_s=wall_s)
 
     async def sleep(self, seconds: float) -> None:
         """Waits on the running loop."""

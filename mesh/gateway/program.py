@@ -367,6 +367,12 @@ class GatewayProgram:
             "The control store's, as applied.",
             lambda: self._policy_seen().applied,
         )
+        gauge(
+            "mesh.policy.grant_age",
+            "s",
+            "Since the newest grant of authority was asked for; -1 before the first.",
+            lambda: self._grant_age_s(),
+        )
         gauge("mesh.policy.live", "1", "Whether the watch on policy is up.", lambda: int(self._policy_seen().live))
         gauge("mesh.policy.invalid_records", "{record}", "Policy records that did not count.", self._invalid_records)
         gauge(
@@ -379,6 +385,10 @@ class GatewayProgram:
     def _invalid_records(self) -> list[tuple[float, dict[str, str]]]:
         feed = self._feed
         return [(count, {"mesh.fault": fault.value}) for fault, count in feed.invalid.items()] if feed else []
+
+    def _grant_age_s(self) -> float:
+        age_s = None if self._membership is None else self._membership.grant_age_s
+        return -1.0 if age_s is None else age_s
 
     def _policy_seen(self) -> PolicySeen:
         feed = self._feed

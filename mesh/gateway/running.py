@@ -326,6 +326,7 @@ class Running:
     def review(self) -> None:
         """Cuts what has come to its end, and looks how far what drains has come."""
         now = self.now()
+        self.authority.look(now)
         known: dict[tuple[TenantId, Rights], float] = {}
         for tenant, calls in list(self._calls.items()):
             for call in list(calls):

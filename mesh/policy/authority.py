@@ -40,6 +40,7 @@ class Authority:
             heads: Every shard's number in the answer; a shard that is not there has never been written.
             t0: When this process was about to ask: never when it heard.
         """
+        self.look(t0)
         before, self._latest = self._latest, (heads, t0)
         for shard, number in heads.items():
             if shard not in self._since and before is not None and shard not in before[0]:
@@ -71,6 +72,11 @@ class Authority:
         self._since.clear()
         self._ahead.clear()
         self._latest = None
+
+    def look(self, now: Instant) -> None:
+        """To be called often: once the clocks have moved apart none is left until the next grant, even if they meet."""
+        if self._latest is not None and now.apart_from(self._latest[1]):
+            self.suspend()
 
     def number(self, shard: Shard) -> int:
         """A shard's applied number; 0 before its first change."""

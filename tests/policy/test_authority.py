@@ -123,6 +123,22 @@ def test_a_wall_clock_that_was_set_leaves_none_until_the_next_grant(wall_s: floa
     assert authority.left_s(POLICY, VN, now) == pytest.approx(900)
 
 
+def test_clocks_that_moved_apart_and_met_again_give_nothing_back() -> None:
+    authority = granted()
+    authority.look(at(1, wall_s=30))
+    assert authority.left_s(POLICY, VN, at(2)) == 0
+    authority.granted({SHARD: 3}, at(3))
+    assert authority.left_s(POLICY, VN, at(3)) > 0
+
+
+def test_an_older_grant_ends_with_the_clocks_it_was_asked_by() -> None:
+    authority = granted(t0=at(0))
+    other = Shard(HOME, (SHARD.index + 1) % SHARDS)
+    # The newer one is of a clock that was set in between, and says nothing of this shard yet.
+    authority.granted({SHARD: 9, other: 0}, at(1, wall_s=30))
+    assert authority.left_s(POLICY, VN, at(2)) == 0
+
+
 def test_dropping_forgets_what_was_applied_too() -> None:
     authority = granted()
     authority.drop()

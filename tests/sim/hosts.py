@@ -30,7 +30,6 @@ class HostClock:
         self.rate = 1.0
         self.slew = 1.0
         self._loop = loop
-        self._suspended = False
         self._at = loop.time()
         self._then = Instant(boot_s, raw_s, wall_s)
 
