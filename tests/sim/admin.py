@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -163,10 +163,8 @@ class SimAdmin:
 async def sweep(sweeper: Any, host: Host) -> None:
     """Looks for dead members more often than the product does, in an episode that is short."""
     while True:
-        try:
+        with suppress(StoreError):
             await sweeper.sweep()
-        except StoreError:
-            pass
         await host.clock.sleep(SWEEP_S)
 
 

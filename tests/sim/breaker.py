@@ -102,6 +102,19 @@ class Breaker:
         host.pause(suspend=True)
         return host.resume
 
+    def _freeze(self, fault: Fault) -> Callable[[], None]:
+        """A virtual machine that is stopped: none of its clocks but the wall's will show it."""
+        host = self.world.net.hosts[fault.on[0]]
+        process = host.process
+        host.pause(suspend=True)
+
+        def mend() -> None:
+            if process is not None and process is host.process and process.paused:
+                host.clock.change(lost_s=fault.lasts_s)
+            host.resume()
+
+        return mend
+
     def _kill(self, fault: Fault) -> Callable[[], None]:
         host = self.world.net.hosts[fault.on[0]]
         host.kill()
@@ -147,6 +160,14 @@ class Breaker:
     def _watch_cut(self, _: Fault) -> None:
         assert self.world.cluster is not None
         self.world.cluster.cut_watches()
+
+    def _lost_event(self, fault: Fault) -> None:
+        """A member's watches are never told of the last revision, as by a fault of the store."""
+        assert self.world.cluster is not None
+        for member in self.world.cluster.members:
+            if member.host.name == fault.on[0]:
+                for stream in member.streams:
+                    stream.start = max(stream.start, self.world.cluster.data.revision + 1)
 
     def _compact(self, _: Fault) -> None:
         assert self.world.cluster is not None

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RESUMED_S = 0.1
-"""A program that was stopped may take so long to notice that its time is over; while it was stopped nothing ran."""
+RESUMED_S = 0.55
+"""What was stopped goes on where it stood: a step that had begun ends, at most 0.4 s, and the program notices that its
+time is over. While it was stopped nothing ran, and no step may begin."""
 _ALL = "*"
 Line = dict[str, Any]
 

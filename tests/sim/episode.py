@@ -14,7 +14,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.admin import Operators, SimAdmin, sweep
@@ -25,7 +25,7 @@ from sim.gateway import SimGateway, load_of
 from sim.hosts import Host, SeededEntropy
 from sim.load import Clients
 from sim.orders import orders_of
-from sim.parts import SECRET, Parts, hash_of
+from sim.parts import ROGUE, SECRET, Parts, hash_of
 from sim.replica import STEP_S, SimReplica
 from sim.store import Commit, kind_of
 from sim.watch import There, Watch
@@ -34,8 +34,8 @@ from trust_lab import Notebook, signer_of, trust_in
 
 from mesh.control import layout
 from mesh.control.changes import Changes, Outcome
-from mesh.control.records import RecordError, decode_key, decode_tenant, tenant_id
-from mesh.control.store import Op, Range, RangeResult, TxnResult
+from mesh.control.records import RecordError, decode_key, decode_tenant, encode_tenant, tenant_id
+from mesh.control.store import Op, Put, Range, RangeResult, TxnResult
 from mesh.policy.keys import KeyText, make_key
 from mesh.policy.shards import shard_of
 from mesh.policy.shrink import shrink_of
@@ -46,6 +46,7 @@ from mesh.types import (
     ModelId,
     ModelKind,
     RegionId,
+    Revision,
     Role,
     TenantState,
     Transfer,
@@ -55,6 +56,7 @@ VN, SG, JP = RegionId("vn-1"), RegionId("ap-southeast-1"), RegionId("ap-northeas
 PLACES = {VN: Jurisdiction("VN"), SG: Jurisdiction("SG")}
 LENGTH_S = 32.0
 CAP_S = 12.0
+_GONE_S = 8.0
 """The cap of authority, and so what it is in a tenant's home at first."""
 MODELS = {
     ModelId(name): CatalogueModel(id=ModelId(name), kind=ModelKind.CHAT, context=2048, regions=frozenset(regions))
@@ -137,7 +139,9 @@ class Episode:
         self.programs: dict[str, SimGateway | SimReplica] = {}
         self.phase = "before"
         self.restored = False
-        self.orders, self.load, plan = orders_of(rng, aim, PALETTE, draw(seed, PALETTE, aim))
+        self.orders, self.load, plan = orders_of(
+            rng, aim, PALETTE, draw(seed, PALETTE, None if aim is None else "supersede")
+        )
         self.plan = tuple(fault for fault in plan if self._can(fault))
         self.faults: Counter[tuple[str, str]] = Counter()
         self._revisions: dict[str, set[int]] = {}
@@ -236,7 +240,11 @@ class Episode:
         if self.restored:
             return  # it would know nothing of what was lost: nobody starts one before `mesh control recover`
         program = self.programs[host.name] = make()
-        await program.run()
+        try:
+            await program.run()
+        finally:
+            for channel in list(host.channels):  # the process ends: also what was accepted and not begun
+                channel.abort()
 
     async def _admin(self, host: Host) -> None:
         if not self.restored:
@@ -289,13 +297,54 @@ class Episode:
             if older is not None and (revoked or shrink_of(older, after)) and self.phase == "before":
                 self.phase = "waiting"
         kept = {row[1] for row in self.notebook.rows.values()}
-        if tenants and commit.host != "rogue" and not kept.issuperset(values):
+        if tenants and not kept.issuperset(values):
             self.watch.broken("L", "a record is in the store and not in the home's ledger")
 
     def _there(self) -> Iterator[There]:
         for name, program in self.programs.items():
             if self.world.net.hosts[name].running:
                 yield from program.there()
+
+    # --- what attackers and machines do
+
+    def clone(self, name: str) -> None:
+        """A gateway's machine is copied while it runs."""
+        host, program = self.world.net.hosts[name], self.programs.get(name)
+        if not isinstance(program, SimGateway) or not host.running or "gw-twin" in self.world.net.hosts:
+            return
+        was = program.membership
+
+        async def run(twin: Host) -> None:
+            copy = self.programs[twin.name] = SimGateway(self, self.parts, twin, program.region)
+            member = copy.membership
+            member.member, member._last, member._mod_revision = was.member, last, mod_revision
+            member._unheard |= unheard
+            member._acks.move(layout.ack_key(program.region, was.member))
+            await copy.run()
+
+        last, mod_revision, unheard = was._last, was._mod_revision, set(was._unheard)
+        self.world.clone(host, "gw-twin", run)
+
+    def replay(self, _: str) -> None:
+        """Somebody with an admin's certificate puts a tenant's first record again."""
+        at = layout.policy_key(VN, self.tenant)
+        self._intrude(at, next(row[1] for row in self.notebook.rows.values() if row[0] == at))
+
+    def forge(self, _: str) -> None:
+        """The same, with a record of the attacker's own."""
+        at = layout.policy_key(VN, self.tenant)
+        parsed, item = layout.parse(at), self.cluster.data.get(at)
+        assert item is not None
+        assert isinstance(parsed, layout.PolicyKey)
+        record = decode_tenant(parsed, item.value, self.trust)
+        wide = frozenset(PLACES.values())
+        policy = replace(record.policy, allowed=wide, revision=Revision(record.policy.revision + 1), out_since={})
+        self._intrude(at, encode_tenant(replace(record, policy=policy), signer_of(ROGUE, "k9"), self.trust.epoch))
+
+    def _intrude(self, at: str, value: bytes) -> None:
+        ops = (Put(at, value), Put(layout.head_key(shard_of(VN, self.tenant)), b""))
+        result, events = self.cluster.data.txn((), ops, ())
+        self.cluster.apply(Commit("rogue", "", "other", (), ops, result, tuple(events)))
 
     def _can(self, fault: Fault) -> bool:
         return all(name in self.world.net.hosts or name == "gw-twin" for name in fault.on)
@@ -305,7 +354,9 @@ class _Breaker(Breaker):
     """Counts in which phase what begins."""
 
     def __init__(self, episode: Episode) -> None:
-        super().__init__(episode.world, {"start": self._start})
+        extra = {"start": self._start, "leave": self._leave, "twin": episode.clone}
+        extra |= {"replay": episode.replay, "forge": episode.forge}
+        super().__init__(episode.world, extra)
         self._episode = episode
 
     def begin(self, fault: Fault) -> None:
@@ -314,11 +365,20 @@ class _Breaker(Breaker):
         if fault.kind == "restore":
             self._episode.restored = True
         super().begin(fault)
+        if fault.kind in ("pause", "suspend", "freeze"):
+            self.world.net.later(fault.lasts_s, self._episode.watch.resumed)
 
     def _start(self, name: str) -> None:
         host = self.world.net.hosts[name]
         if not host.running:
             self._episode.start(host)
+
+    def _leave(self, name: str) -> None:
+        """It is told to go, and comes again."""
+        program, host = self._episode.programs.get(name), self.world.net.hosts[name]
+        if isinstance(program, SimGateway) and host.running:
+            program.stop.set()
+            self.world.net.later(_GONE_S, host.restart)
 
 
 class _Direct:

@@ -36,6 +36,8 @@ class Load:
     steps: int = 25
     slow: float = 0.25
     since_s: float = 6.0
+    also: tuple[str, ...] = ()
+    """Gateways of SG that appear later."""
 
 
 class Clients:
@@ -55,13 +57,16 @@ class Clients:
                 for name in names:
                     every_s = load.out_s if away else load.home_s
                     tasks.spawn(self._drive(tasks, name, every_s, "chat" if away else "chat-sg"), name)
+            for name in load.also:
+                tasks.spawn(self._drive(tasks, name, load.out_s, "chat"), name)
 
     async def _drive(self, tasks: OrderedTasks, name: str, every_s: float, model: str) -> None:
         coin, clock = self._host.entropy.coin, self._host.clock
         await clock.sleep(self._episode.load.since_s)
         while True:
             await clock.sleep(every_s * (0.3 + 1.4 * coin()))
-            tasks.spawn(self._call(name, self._draw(model)), "call")
+            if name in self._episode.world.net.hosts:
+                tasks.spawn(self._call(name, self._draw(model)), "call")
 
     def _draw(self, model: str) -> Asked:
         coin, load, episode = self._host.entropy.coin, self._episode.load, self._episode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from sim.admin import Order
 from sim.faults import Fault, Palette
@@ -12,6 +13,7 @@ from sim.moments import After, At, When
 
 Plan = tuple[Fault, ...]
 Drawn = tuple[list[Order], Load, Plan]
+Script = Callable[[random.Random, Plan], Drawn]
 
 
 def orders_of(rng: random.Random, aim: str | None, palette: Palette, plan: Plan) -> Drawn:
@@ -19,6 +21,9 @@ def orders_of(rng: random.Random, aim: str | None, palette: Palette, plan: Plan)
     script = SCRIPTS.get(aim or "")
     if script is not None:
         return script(rng, plan)
+    if rng.random() < 0.15:
+        leave = Fault("leave", (rng.choice((palette.roles["out"], palette.roles["home"])),), _when(rng, palette), 8.0)
+        plan = (*plan, leave)
     return _any(rng, _when(rng, palette)), Load(), plan
 
 
@@ -48,5 +53,243 @@ def _any(rng: random.Random, when: When) -> list[Order]:
     return orders
 
 
-SCRIPTS: dict[str, Callable[[random.Random, Plan], Drawn]] = {}
-"""Of aims that need orders or a load of their own."""
+OUT, HOME, REPLICA, STORE = "gw-sg", "gw-vn", "replica", "etcd-ap-southeast-1"
+_STORES = ("etcd-vn-1", "etcd-ap-southeast-1", "etcd-ap-northeast-1")
+_LONG = Load(out_s=0.35, long=0.7, steps=40, slow=0.1)
+_OFTEN = Load(out_s=0.15, long=0.2, slow=0.1)
+
+
+def _alone(name: str, when: When, lasts_s: float) -> Plan:
+    """A host from the whole store."""
+    return tuple(Fault("cut", (name, store), when, lasts_s) for store in _STORES)
+
+
+def _granted(nth: int, delay_s: float = 0.0, host: str = OUT) -> After:
+    return After("grant_answered", nth, host, None, delay_s)
+
+
+def _rates(plan: Plan) -> Plan:
+    return tuple(fault for fault in plan if fault.kind == "rate")
+
+
+def _cut_at_grant(rng: random.Random, host: str = OUT) -> tuple[After, Plan]:
+    """A gateway that hears nothing after a grant, from just before the change on."""
+    nth = rng.randint(5, 6)
+    return _granted(nth, rng.uniform(0, 0.02), host), _alone(host, _granted(nth, 0.0, host), rng.uniform(9, 14))
+
+
+def _t0recv(rng: random.Random, plan: Plan) -> Drawn:
+    nth = rng.randint(5, 6)
+    lag = Fault("lag", (STORE,), _granted(nth - 1, rng.uniform(0.3, 1.2)), 6.0, rng.uniform(0.8, 1.25))
+    pin = Order("pin", After("grant_committed", nth, OUT, None, rng.uniform(0, 0.3)))
+    return [pin], _OFTEN, (*_rates(plan), lag, *_alone(OUT, _granted(nth), rng.uniform(9, 14)))
+
+
+def _tight(load: Load) -> Script:
+    def script(rng: random.Random, plan: Plan) -> Drawn:
+        when, cut = _cut_at_grant(rng)
+        return [Order("pin", when)], load, (*_rates(plan), *cut)
+
+    return script
+
+
+def _slew(rng: random.Random, plan: Plan) -> Drawn:
+    when, cut = _cut_at_grant(rng)
+    slew = Fault("slew", (OUT,), _granted(2), 25.0, 0.92)
+    return [Order("pin", when)], _OFTEN, (*_rates(plan), slew, *cut)
+
+
+def _static(rng: random.Random, plan: Plan) -> Drawn:
+    when, cut = _cut_at_grant(rng)
+    freeze = Fault("freeze", (OUT,), replace(when, delay_s=when.delay_s + rng.uniform(0, 0.5)), rng.uniform(6.5, 9))
+    return [Order("pin", when)], _OFTEN, (*_rates(plan), freeze, *cut)
+
+
+def _one_wire(load: Load) -> Script:
+    """The watch is stuck, while grants find another member."""
+
+    def script(rng: random.Random, plan: Plan) -> Drawn:
+        nth = rng.randint(5, 6)
+        cut = Fault("cut", (OUT, STORE), _granted(nth), rng.uniform(9, 14))
+        return [Order("pin", _granted(nth, rng.uniform(0, 0.3)))], load, (*_rates(plan), cut)
+
+    return script
+
+
+def _sendhome(rng: random.Random, plan: Plan) -> Drawn:
+    when, cut = _cut_at_grant(rng, HOME)
+    return [Order("pin", when)], Load(out_s=2.0, home_s=0.25), (*_rates(plan), *cut)
+
+
+def _latemember(rng: random.Random, plan: Plan) -> Drawn:
+    start = Fault("start", (OUT,), At(12.0 - rng.uniform(0.4, 1.5)), 30.0)
+    cut = _alone(OUT, After("change_sent", 1), rng.uniform(7, 12))
+    return [Order("pin", At(12.0))], _OFTEN, (*_rates(plan), start, *cut)
+
+
+def _twin(rng: random.Random, plan: Plan) -> Drawn:
+    twin = Fault("twin", (OUT,), _granted(2, rng.uniform(0, 1.9)), 30.0)
+    cut = _alone("gw-twin", After("change_sent", 1), 12.0)
+    load = replace(_OFTEN, also=("gw-twin",))
+    return [Order("pin", At(12.0 + rng.uniform(0, 2)))], load, (*_rates(plan), twin, *cut)
+
+
+def _drains(rng: random.Random, plan: Plan) -> Drawn:
+    return [Order("pin", At(11.0 + rng.random()), drain_s=15.0)], _LONG, plan
+
+
+def _cumulative(rng: random.Random, plan: Plan) -> Drawn:
+    first = Order("pin", At(11.0 + rng.random()), drain_s=15.0)
+    again = Order("again", After("change_committed", 1, None, None, rng.uniform(0.3, 0.8)))
+    return [first, again, Order("pin", after_s=rng.uniform(0.1, 0.4), drain_s=15.0)], _LONG, _rates(plan)
+
+
+def _slow_replica(begin: Callable[[random.Random], When], load: Load) -> Script:
+    def script(rng: random.Random, plan: Plan) -> Drawn:
+        when, cut = _cut_at_grant(rng)
+        slow = Fault("slow", (OUT, REPLICA), begin(rng), 20.0, rng.uniform(1.0, 2.0))
+        return [Order("pin", when)], load, (*_rates(plan), slow, *cut)
+
+    return script
+
+
+def _fence(rng: random.Random, plan: Plan) -> Drawn:
+    began, lasts_s = After("change_sent", 1), rng.uniform(0.06, 0.25)
+    slow = Fault("slow", (OUT, REPLICA), began, lasts_s, rng.uniform(0.8, 2.0))
+    loss = Fault("loss", (OUT, REPLICA), began, lasts_s, 0.6)
+    return [Order("pin", At(12.0 + rng.random()))], replace(_OFTEN, out_s=0.07, long=0.1), (*_rates(plan), slow, loss)
+
+
+def _ackclose(rng: random.Random, plan: Plan) -> Drawn:
+    slow = Fault("slow", (OUT, REPLICA), After("change_sent", 1), 4.0, rng.uniform(0.6, 2.0))
+    return [Order("pin", At(12.0 + rng.random()))], _LONG, (*_rates(plan), slow)
+
+
+def _pingreuse(rng: random.Random, plan: Plan) -> Drawn:
+    when, cut = _cut_at_grant(rng)
+    nth = when.nth
+    first = Fault("kill", (REPLICA,), _granted(nth, rng.uniform(1.5, 3.5)), 0.1)
+    second = Fault("power", (REPLICA,), _granted(nth, rng.uniform(4.2, 5.6)), rng.uniform(0.1, 0.9))
+    return [Order("pin", when)], _OFTEN, (*_rates(plan), first, second, *cut)
+
+
+def _raised(at: float = 3.0) -> Order:
+    return Order("authority", At(at), spans=(12.0, 12.0))
+
+
+def _lowerack(rng: random.Random, plan: Plan) -> Drawn:
+    lower = Order("authority", At(9.0 + rng.random()), spans=(12.0, 3.0))
+    cut = Fault("one_way", (OUT, REPLICA), After("change_sent", 2), 14.0)
+    alone = _alone(OUT, After("change_committed", 3), 15.0)
+    pin = Order("pin", after_s=rng.uniform(0.0, 0.2))
+    return [_raised(), lower, pin], _LONG, (*_rates(plan), cut, *alone)
+
+
+def _new_s(rng: random.Random, plan: Plan) -> Drawn:
+    lower = Order("authority", At(8.0 + rng.random()), spans=(12.0, 3.0))
+    alone = _alone(OUT, After("change_sent", 2), 20.0)
+    pin = Order("pin", After("change_committed", 2, None, None, rng.uniform(0.1, 1.0)))
+    return [_raised(), lower, pin], _OFTEN, (*_rates(plan), *alone)
+
+
+def _chain_s(rng: random.Random, plan: Plan) -> Drawn:
+    lower = Order("authority", At(8.0 + rng.random()), spans=(12.0, 6.0))
+    again = Order("authority", After("change_committed", 2, None, None, rng.uniform(0.2, 0.5)), spans=(12.0, 3.0))
+    pin = Order("pin", After("change_committed", 3, None, None, rng.uniform(0.2, 0.5)))
+    return [_raised(), lower, again, pin], _OFTEN, (*_rates(plan), *_alone(OUT, After("change_sent", 2), 20.0))
+
+
+def _senderdecides(rng: random.Random, plan: Plan) -> Drawn:
+    slow = Fault("slow", (HOME, OUT), After("change_sent", 1), 0.5, rng.uniform(0.8, 2.0))
+    return [Order("pin", At(12.0 + rng.random()))], Load(out_s=2.0, home_s=0.1, slow=0.1), (*_rates(plan), slow)
+
+
+def _gap(rng: random.Random, plan: Plan) -> Drawn:
+    lost = Fault("lost_event", (STORE,), After("change_committed", 1), 0.0)
+    churn = Order("churn", After("change_committed", 1, None, None, rng.uniform(0.1, 1.5)))
+    return [Order("pin", At(12.0 + rng.random())), churn], _OFTEN, (*_rates(plan), lost)
+
+
+def _intruder(kind: str) -> Script:
+    def script(rng: random.Random, plan: Plan) -> Drawn:
+        fault = Fault(kind, (STORE,), After("returned", 1, None, None, rng.uniform(0.0, 3.0)), 0.0)
+        return [Order("pin", At(12.0 + rng.random()))], Load(), (*plan, fault)
+
+    return script
+
+
+def _restore(rng: random.Random, plan: Plan) -> Drawn:
+    fault = Fault("restore", (), After("returned", 1, None, None, rng.uniform(0.0, 3.0)), 0.0, rng.uniform(8, 25))
+    return [Order("pin", At(12.0 + rng.random()))], Load(), (*_rates(plan), fault)
+
+
+def _silentearly(rng: random.Random, plan: Plan) -> Drawn:
+    first = _alone(OUT, _granted(2, rng.uniform(0, 0.2)), rng.uniform(6.5, 8.5))
+    pin = Order("pin", _granted(3, rng.uniform(0, 0.1)))
+    return [pin], _OFTEN, (*_rates(plan), *first, *_alone(OUT, _granted(3), 12.0))
+
+
+def _supersede(rng: random.Random, plan: Plan) -> Drawn:
+    when, cut = _cut_at_grant(rng)
+    again = Order("again", After("change_committed", 1, None, None, rng.uniform(0.3, 3.0)))
+    return [Order("pin", when), again], Load(), (*_rates(plan), *cut)
+
+
+def _sweepshort(rng: random.Random, plan: Plan) -> Drawn:
+    alone = _alone(OUT, At(rng.uniform(7.5, 9.5)), 15.0)
+    return [_raised(), Order("pin", At(15.4 + rng.random()))], _OFTEN, (*_rates(plan), *alone)
+
+
+def _sweeprec(rng: random.Random, plan: Plan) -> Drawn:
+    first = _alone(OUT, _granted(2), rng.uniform(16.0, 17.6))
+    slow = Fault("slow", ("admin-sg", STORE), After("grant_sent", 1, "admin-sg"), 3.0, 1.5)
+    pin = Order("pin", After("grant_sent", 1, "admin-sg", None, 1.65))
+    return [pin], _OFTEN, (*_rates(plan), *first, slow, *_alone(OUT, _granted(3), 9.0))
+
+
+def _op_last(rng: random.Random, plan: Plan) -> Drawn:
+    kill = Fault("kill", ("admin",), After("change_committed", 1), rng.uniform(0.1, 0.6))
+    again = Order("again", After("change_committed", 1, None, None, rng.uniform(0.0, 0.3)))
+    return [Order("pin", At(12.0 + rng.random())), again], Load(), (*_rates(plan), kill)
+
+
+def _revoke(rng: random.Random, plan: Plan) -> Drawn:
+    return [Order("revoke", At(11.0 + rng.random()))], Load(), plan
+
+
+SCRIPTS: dict[str, Script] = {
+    "t0recv": _t0recv,
+    "watchonly": _one_wire(_OFTEN),
+    "jumpack": _one_wire(_OFTEN),
+    "slew": _slew,
+    "static": _static,
+    "sendhome": _sendhome,
+    "latemember": _latemember,
+    "twin": _twin,
+    "nodrain": _drains,
+    "drainlive": _drains,
+    "cumulative": _cumulative,
+    "live": _slow_replica(lambda rng: At(rng.uniform(7, 9)), _LONG),
+    "pauseadmit": _slow_replica(lambda rng: At(rng.uniform(7, 9)), _OFTEN),
+    "pingreuse": _pingreuse,
+    "longstep": _tight(_LONG),
+    "shortW": _tight(_OFTEN),
+    "fence": _fence,
+    "ackclose": _ackclose,
+    "lowerack": _lowerack,
+    "newS": _new_s,
+    "chainS": _chain_s,
+    "senderdecides": _senderdecides,
+    "gap": _gap,
+    "replay": _intruder("replay"),
+    "unsigned": _intruder("forge"),
+    "restore": _restore,
+    "silentearly": _silentearly,
+    "supersede": _supersede,
+    "sweepshort": _sweepshort,
+    "sweeprec": _sweeprec,
+    "op-last": _op_last,
+    "ledgerlate": _revoke,
+    "stalekey": _revoke,
+}
+"""Orders, load and faults of seeds that are aimed at a rule: all that must come together for it to show."""

@@ -30,6 +30,8 @@ from mesh.transport.fleet_hub import FleetHub
 from mesh.types import Here, Jurisdiction, ModelId, RegionId, ReplicaId, TenantId
 
 SECRET = b"m" * 32
+ROGUE = RegionId("rogue")
+"""Signs by a key that no region file has."""
 _TICK_S = 0.045
 """Within the 50 ms that the protocol asks for, and later than the product does."""
 

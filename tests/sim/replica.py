@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-
 from sim.hosts import Host
 from sim.loop import OrderedTasks
 from sim.tcp import Channel
@@ -24,7 +23,7 @@ from sim.wire import BROKEN, CONNECT_S, FLEET, HOPS, Asked, Frame, Sent, answer_
 from mesh.errors import Code, MeshError
 from mesh.ports import Clock
 from mesh.serving.announce import FIRST_BACKOFF_S, LAST_BACKOFF_S, Announcer, Membership
-from mesh.serving.leases import Leases, Stay
+from mesh.serving.leases import Stay
 from mesh.settings import Address
 from mesh.telemetry import Log
 from mesh.types import Jurisdiction, RegionId

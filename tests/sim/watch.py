@@ -18,7 +18,7 @@ from mesh.types import Jurisdiction, KeyId, TenantId
 
 ALL = "*"
 _AT_ONCE_S = 1e-6
-_RESUMED_S = 0.1
+_RESUMED_S = 0.55
 
 
 @dataclass(frozen=True, slots=True)
