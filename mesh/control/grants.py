@@ -19,7 +19,7 @@ from typing import LiteralString
 
 from mesh.control import layout
 from mesh.control.acks import AckWriter
-from mesh.control.memberships import ATTEMPT_BYTES, Ack, Drain, Grant, decode_grant, encode_grant
+from mesh.control.memberships import ATTEMPT_BYTES, Ack, Drain, Grant, decode_grant, encode_grant, members_of
 from mesh.control.store import (
     Compare,
     Delete,
@@ -30,6 +30,7 @@ from mesh.control.store import (
     StoreError,
     StoreUnavailableError,
     TxnResult,
+    prefix_end,
 )
 from mesh.policy.authority import Authority
 from mesh.policy.shards import Shard
@@ -308,6 +309,34 @@ class Membership:
     def _warn(self, event: LiteralString) -> None:
         if self._log is not None:
             self._log.warning(event, instance=self.member)
+
+
+async def bury(
+    store: Store, region: RegionId, gateway: GatewayId, own: Membership, clock: Clock, log: Log | None = None
+) -> None:
+    """Deletes the grants that earlier processes of a gateway have left, so that no removal waits for them.
+
+    Only where they are known to be dead, and where no replica works for them any more: it is as good as their own word.
+    Tried until the store takes it.
+    """
+    prefix = layout.grant_prefix(region)
+    while True:
+        try:
+            answer = await store.range(Range(prefix, prefix_end(prefix)), timeout_s=_TIMEOUT_S)
+            for member, seen in members_of(answer.items).items():
+                if seen.gateway != gateway or member == own.member:
+                    continue
+                grant, ack = layout.grant_key(region, member), layout.ack_key(region, member)
+                # One that is renewed meanwhile lives, whatever was said.
+                done = await store.txn(
+                    [Compare(grant, seen.mod_revision)], [Delete(grant), Delete(ack)], timeout_s=_TIMEOUT_S
+                )
+                if log is not None and done.succeeded:
+                    log.warning("member.attested_dead", instance=member, gateway=gateway, revision=done.revision)
+        except StoreError:
+            await clock.sleep(PERIOD_S)
+        else:
+            return
 
 
 def _settle(waiting: Iterable[asyncio.Future[None]], error: StoreError | None) -> None:

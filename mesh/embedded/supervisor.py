@@ -187,7 +187,8 @@ class _Mesh:
         """What runs a gateway."""
         config = str(self.plan.home.config)
         own = ["--config", config, "--region", region.id, "--gateway", gateway.id]
-        return [sys.executable, "-m", "mesh.gateway", *own]
+        # Each starts only when the one before has been reaped.
+        return [sys.executable, "-m", "mesh.gateway", *own, "--alone"]
 
     def admin_command(self, region: Region) -> list[str]:
         """What runs an admin."""

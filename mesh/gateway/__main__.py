@@ -25,10 +25,15 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--region", required=True)
     parser.add_argument("--gateway", required=True)
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="Whoever starts this has seen the end of every earlier process of this gateway.",
+    )
     options = parser.parse_args()
     status = 0
     try:
-        uvloop.run(_run(options.config, RegionId(options.region), options.gateway))
+        uvloop.run(_run(options.config, RegionId(options.region), options.gateway, alone=options.alone))
     except* MeshError as group:
         for error in _leaves(group):
             print(str(error), file=sys.stderr)  # noqa: T201 - our own words, for the operator who starts it
@@ -36,7 +41,7 @@ def main() -> int:
     return status
 
 
-async def _run(config: Path, region_id: RegionId, gateway_id: str) -> None:
+async def _run(config: Path, region_id: RegionId, gateway_id: str, *, alone: bool) -> None:
     tls.prepare_process(os.environ)  # noqa: TID251 - the one place where this program reads it
     loaded = settings.load(config)
     region = loaded.regions.get(region_id)
@@ -62,6 +67,7 @@ async def _run(config: Path, region_id: RegionId, gateway_id: str) -> None:
         region=region_id,
         gateway=gateway,
         pid=os.getpid(),
+        alone=alone,
         clock=SystemClock(),
         tasks=TaskGroupTasks,
         entropy=SystemEntropy(),

@@ -14,9 +14,10 @@ from typing import NoReturn
 from mesh import tls
 from mesh.control.etcd import EtcdStore
 from mesh.control.feed import PolicyFeed
-from mesh.control.grants import Membership
+from mesh.control.grants import Membership, bury
 from mesh.control.hashing import KeyHasher, key_hasher
 from mesh.control.records import trust_of
+from mesh.control.store import Store
 from mesh.errors import Code, MeshError
 from mesh.gateway.answers import Answers
 from mesh.gateway.atlas import atlas_of, door_names, peers_of
@@ -86,6 +87,7 @@ class GatewayProgram:
         region: RegionId,
         gateway: Gateway,
         pid: int,
+        alone: bool = False,
         clock: Clock,
         tasks: TaskFactory,
         entropy: Entropy,
@@ -95,6 +97,7 @@ class GatewayProgram:
         self._settings = settings
         self._gateway = gateway
         self._pid = pid
+        self._alone = alone
         self._clock = clock
         self._tasks = tasks
         self._entropy = entropy
@@ -105,6 +108,7 @@ class GatewayProgram:
         self._relay: NameRelay | None = None
         self._authority = Authority()
         self._doors_open = False
+        self._heard = asyncio.Event()
         self._feed: PolicyFeed | None = None
         self._membership: Membership | None = None
 
@@ -123,7 +127,8 @@ class GatewayProgram:
             )
             hasher = await stack.enter_async_context(key_hasher(settings.key_hash))
             store = await stack.enter_async_context(EtcdStore.connect(settings.etcd, internal_channel, clock))
-            hub = FleetHub(here=region, clock=clock)
+            process = int.from_bytes(self._entropy.token(8), "big")
+            hub = FleetHub(here=region, clock=clock, process=process, alone=self._alone)
             running = self._running(hub)
             membership = self._membership = Membership(
                 store=store,
@@ -168,6 +173,8 @@ class GatewayProgram:
                     tasks.spawn(membership.run(), "membership")
                     tasks.spawn(feed.run(), "policy-feed")
                     tasks.spawn(watch.run(), "border-watch")
+                    if self._alone:
+                        tasks.spawn(self._succeed(store, hub, membership), "succession")
                     tasks.spawn(self._serve_operator(), "operator-port")
                     self._doors_open = True
                     self._log.info("gateway.ready", port=self._gateway.http.port, pid=self._pid)
@@ -191,11 +198,26 @@ class GatewayProgram:
             self._log.warning("gateway.left_behind")
         raise _Drained
 
+    async def _succeed(self, store: Store, hub: FleetHub, membership: Membership) -> None:
+        """Attests the death of this gateway's earlier processes, once no replica works for them any more."""
+        region = self._settings.regions[self._here.region]
+        replicas = sum(deployment.replicas for deployment in region.deployments)
+        while not hub.all_heard(replicas):
+            self._heard.clear()
+            await self._heard.wait()
+        await bury(store, region.id, self._gateway.id, membership, self._clock, self._log)
+
     def _running(self, hub: FleetHub) -> Running:
         running = Running(here=self._here, book=self._book, authority=self._authority, replicas=hub, clock=self._clock)
         self._book.watcher = running
         hub.holds = running.holds
-        hub.on_confirm = running.confirmed
+        heard = self._heard
+
+        def confirmed() -> None:
+            running.confirmed()
+            heard.set()
+
+        hub.on_confirm = confirmed
         return running
 
     def ready(self) -> tuple[bool, list[Code]]:

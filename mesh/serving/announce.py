@@ -164,7 +164,7 @@ class Announcer:
             if not line.joined:
                 line.joined = line.told = True
                 self._log.info("replica.joined_gateway", port=line.address.port)
-            line.source.said(seen.message, *_said(seen))
+            line.source.said(seen.message, *_said(seen), process=seen.process, alone=seen.alone)
             line.confirmed = seen.number
             if line.confirmed >= line.wanted:
                 line.settled.set()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from mesh.errors import Code, MeshError
@@ -103,6 +103,7 @@ class Stay:
         self.tenant = tenant
         self.key_id = key_id
         self.number = lease.number
+        self.stream = 0
         self._leases = leases
         self._deadline = Deadline(leases.now(), 0.0)
         self._order = (0, 0)
@@ -182,6 +183,9 @@ class Source:
         self.on_heard: Callable[[], None] = _nothing
         self._leases = leases
         self._stream = self._message = self._heard = 0
+        # Whose the streams were; of one that brought no message it is not known.
+        self._processes: dict[int, int] = {}
+        self._alone: int | None = None
         self._words: dict[TenantId, _Word] = {}
         self._fences: dict[tuple[TenantId, KeyId | None], _Fence] = {}
         self._stays: dict[TenantId, dict[Stay, None]] = {}
@@ -203,13 +207,23 @@ class Source:
         """The number of a report that is about to be sent on this stream."""
         return self._leases.note_ping(_Ping(self, self._stream, self._leases.now()))
 
-    def said(self, message: int, holds: Sequence[Hold], fences: Sequence[Fence]) -> None:
+    def said(
+        self,
+        message: int,
+        holds: Sequence[Hold],
+        fences: Sequence[Fence],
+        *,
+        process: int = 0,
+        alone: bool = False,
+    ) -> None:
         """A message came by this stream.
 
         Args:
             message: Its number; one that is not above the last changes nothing.
             holds: Of every tenant with work here.
             fences: All that were not carried out yet.
+            process: Of the gateway that said it.
+            alone: Whether no other process of this gateway lives: what those have sent ends.
         """
         if message <= self._message:
             return
@@ -231,8 +245,17 @@ class Source:
             for stay in self._of(fence.tenant):
                 if self.is_fenced(stay):
                     stay.end()
+        self._processes[self._stream] = process
+        succeeds = alone and self._alone != process
+        if succeeds:
+            self._alone = process
+            self._processes = {at: whose for at, whose in self._processes.items() if whose == process}
+            self._leases.forget_streams(self, self._processes.keys())
+            for stay in [stay for stays in self._stays.values() for stay in stays]:
+                if stay.stream not in self._processes:
+                    stay.end()
         ending = {stay for stays in self._stays.values() for stay in stays if stay.ended}
-        self._ending.append((message, ending, bool(fences or ending)))
+        self._ending.append((message, ending, bool(fences or ending or succeeds)))
         self._settle()
 
     def admit(self, stay: Stay, ping: _Ping, message: int, left_s: float) -> None:
@@ -241,6 +264,7 @@ class Source:
         Raises:
             MeshError: POLICY_STALE.
         """
+        stay.stream = ping.stream
         order = (ping.stream, message)
         stay.keep_to(order, Deadline(ping.sent, left_s))
         stay.check()  # by its own word: what came too late is not what a later word was about
@@ -382,6 +406,12 @@ class Leases:
         if ping is None or ping.source is not source:
             return Deadline(self.now(), 0.0)
         return Deadline(ping.sent, left_s)
+
+    def forget_streams(self, source: Source, but: Collection[int]) -> None:
+        """Takes nothing more in that names a ping of one of a gateway's streams, but for some."""
+        self._pings = {
+            number: ping for number, ping in self._pings.items() if ping.source is not source or ping.stream in but
+        }
 
     def is_gone(self, stay: Stay) -> None:
         """Nothing of it is left. Any thread."""

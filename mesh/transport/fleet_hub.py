@@ -50,11 +50,14 @@ class FleetHub(HandOuts):
     """The replicas that are joined now, and what each was told of how long it may work.
 
     Attributes:
+        alone: Whether no other process of this gateway lives: then the replicas end what an earlier one sent them.
         on_change: Set whenever the replicas changed; whoever waits for it clears it. One waiter only.
     """
 
-    def __init__(self, *, here: RegionId, clock: Clock) -> None:
+    def __init__(self, *, here: RegionId, clock: Clock, process: int = 0, alone: bool = False) -> None:
         super().__init__(clock)
+        self.alone = alone
+        self._process = process
         self.on_change = asyncio.Event()
         self.on_ask = self._wake_all
         self._here = here
@@ -134,7 +137,9 @@ class FleetHub(HandOuts):
             stream.wake.clear()
             if self._streams.get(stream.replica) is not stream:
                 return
-            await context.write(_seen(self.message(stream.replica)))
+            seen = _seen(self.message(stream.replica))
+            seen.process, seen.alone = self._process, self.alone
+            await context.write(seen)
 
     def _wake_all(self) -> None:
         for stream in self._streams.values():

@@ -80,6 +80,7 @@ class _Told:
 
     joined: bool = True
     message: int = 0
+    heard: int = 0
     ping: int = 0
     arrived: Instant | None = None
     bounds: dict[TenantId, _Bound] = field(default_factory=dict)
@@ -161,12 +162,19 @@ class HandOuts:
             self._forget_gone(now)
             told = self._told[replica] = _Told()
         told.joined, told.ping, told.arrived = True, ping, now
+        first = told.heard == 0 < heard
+        told.heard = heard
         done = [ask for ask, message in told.asks.items() if message is not None and message <= heard]
         for ask in done:
             del told.asks[ask]
             ask.done(replica)
-        if done:
+        if done or first:
             self.on_confirm()
+
+    def all_heard(self, processes: int) -> bool:
+        """Whether so many replica processes are joined, and each has carried out what it was told when it joined."""
+        joined = [told for told in self._told.values() if told.joined]
+        return len(joined) >= processes and all(told.heard for told in joined)
 
     def gone(self, replica: ReplicaId) -> None:
         """Its stream has ended. That says nothing of what runs there."""

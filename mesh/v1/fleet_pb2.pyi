@@ -57,16 +57,20 @@ class ModelReport(_message.Message):
     def __init__(self, model: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., running: _Optional[int] = ..., queued: _Optional[int] = ..., slots: _Optional[int] = ..., queue_limit: _Optional[int] = ..., kv_used: _Optional[float] = ...) -> None: ...
 
 class ReplicaSeen(_message.Message):
-    __slots__ = ("number", "message", "holds", "fences")
+    __slots__ = ("number", "message", "holds", "fences", "process", "alone")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     FENCES_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     number: int
     message: int
     holds: _containers.RepeatedCompositeFieldContainer[Hold]
     fences: _containers.RepeatedCompositeFieldContainer[Fence]
-    def __init__(self, number: _Optional[int] = ..., message: _Optional[int] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ..., fences: _Optional[_Iterable[_Union[Fence, _Mapping]]] = ...) -> None: ...
+    process: int
+    alone: bool
+    def __init__(self, number: _Optional[int] = ..., message: _Optional[int] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ..., fences: _Optional[_Iterable[_Union[Fence, _Mapping]]] = ..., process: _Optional[int] = ..., alone: _Optional[bool] = ...) -> None: ...
 
 class Hold(_message.Message):
     __slots__ = ("tenant", "ping", "left_ms", "moves", "shard_number")

@@ -421,3 +421,49 @@ def test_a_process_that_has_no_pings_admits_nothing() -> None:
     bench = Bench()
     fresh = Leases(ReplicaId("f" * 16), bench.clock)
     refused(lambda: fresh.admit(b"f" * 16 + b".1.1.60000.0.1", T, None))
+
+
+def test_a_successor_that_is_alone_ends_what_the_dead_process_sent() -> None:
+    bench = Bench()
+    bench.gateway.said(1, [], [], process=7)
+    older = bench.gateway.ping()
+    stay = bench.admit(older, 900)
+    unread = bench.gateway.ping()
+    bench.gateway.begin()
+    bench.gateway.said(1, [], [], process=8, alone=True)
+    assert stay.ended
+    assert bench.gateway.heard == 0, "something of it is left"
+    with pytest.raises(MeshError):
+        bench.admit(unread, 900)
+    stay.close()
+    bench.leases.settle()
+    assert bench.gateway.heard == 1
+    bench.admit(bench.gateway.ping(), 900)
+
+
+def test_a_process_that_is_alone_and_joins_again_ends_nothing_of_its_own() -> None:
+    bench = Bench()
+    bench.gateway.said(1, [], [], process=7, alone=True)
+    stay = bench.admit(bench.gateway.ping(), 900)
+    bench.gateway.begin()
+    bench.gateway.said(1, [], [], process=7, alone=True)
+    assert not stay.ended
+    assert bench.gateway.heard == 1
+
+
+def test_one_that_does_not_know_to_be_alone_ends_nothing() -> None:
+    bench = Bench()
+    bench.gateway.said(1, [], [], process=7)
+    stay = bench.admit(bench.gateway.ping(), 900)
+    bench.gateway.begin()
+    bench.gateway.said(1, [], [], process=8)
+    assert not stay.ended
+
+
+def test_another_gateways_work_is_not_a_successors_to_end() -> None:
+    bench = Bench()
+    other = bench.another()
+    other.said(1, [], [], process=3)
+    stay = bench.admit(other.ping(), 900)
+    bench.gateway.said(1, [], [], process=8, alone=True)
+    assert not stay.ended
