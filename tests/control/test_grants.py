@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from member_lab import ABROAD, HOME, SG, VN, Gateway, World, drain
 
 from mesh.control import layout
-from mesh.control.grants import ClonedError
+from mesh.control.grants import ClonedError, bury
 from mesh.control.memberships import Ack, Drain, Grant, decode_ack, decode_grant, encode_ack, encode_grant
 from mesh.control.store import Delete, StoreUnavailableError
 from mesh.policy.shards import SHARDS, Shard
@@ -358,6 +358,27 @@ async def test_a_renewal_that_was_on_its_way_when_it_left_grants_nothing() -> No
         await world.clock.advance(5)
         assert gateway.left_s(tenant, VN) == 0
         assert not [key for key in world.store._states[-1] if key.startswith((*layout.GRANTS, *layout.ACKS))]
+
+
+async def test_a_successor_buries_earlier_processes_of_its_gateway_and_nobody_else() -> None:
+    async with World().running() as world:
+        dead, other, abroad = world.gateway(), world.gateway(name="gw2"), world.gateway(RegionId("jp-1"))
+        await world.clock.advance(1)
+        world.kill(dead)
+        heir = world.gateway()
+        await world.clock.advance(1)
+        heir.link.set_cut(True)
+        burying = bury(heir.link, ABROAD, GatewayId("gw1"), heir.membership, world.clock)
+        world.spawn(burying, burying)
+        await world.clock.advance(7)
+        assert grant_of(world, dead) is not None
+        heir.link.set_cut(False)  # tried until the store takes it
+        await world.clock.advance(7)
+        assert grant_of(world, dead) is None
+        assert ack_of(world, dead) is None
+        assert grant_of(world, other) is not None
+        assert grant_of(world, heir) is not None
+        assert world.store.value(layout.grant_key(RegionId("jp-1"), abroad.membership.member)) is not None
 
 
 async def test_leaving_without_a_store_ends_in_time() -> None:
