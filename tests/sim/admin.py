@@ -99,10 +99,12 @@ class SimAdmin:
         shrinks = Shrinks(barrier=barrier, signer=None, epoch=episode.trust.epoch, clock=self.host.clock)
         outcome: Outcome | None = None
 
+        used = self.parts.op_id(op_id, attempt)
+        episode.asked[used] = op_id
+
         async def made() -> Outcome:
             nonlocal outcome
-            outcome = self.parts.outcome(await self._make(order, self.parts.op_id(op_id, attempt)))
-            episode.made(op_id, outcome)
+            outcome = self.parts.outcome(await self._make(order, used))
             return outcome
 
         try:
@@ -138,7 +140,7 @@ class SimAdmin:
         if order.do == "authority":
             await self.changes.settle_authority(outcome.tenant.policy.tenant, outcome.revision)
 
-    def _make(self, order: Order, op_id: str | None) -> Awaitable[Outcome]:
+    def _make(self, order: Order, op_id: str) -> Awaitable[Outcome]:
         changes, tenant, other = self.changes, self.episode.tenant, self.episode.other
         match order.do:
             case "pin":

@@ -33,7 +33,7 @@ from sim.world import Result, World
 from trust_lab import Notebook, signer_of, trust_in
 
 from mesh.control import layout
-from mesh.control.changes import Changes, Outcome
+from mesh.control.changes import Changes
 from mesh.control.records import RecordError, decode_key, decode_tenant, encode_tenant, tenant_id
 from mesh.control.store import Op, Put, Range, RangeResult, TxnResult
 from mesh.policy.keys import KeyText, make_key
@@ -144,7 +144,9 @@ class Episode:
         )
         self.plan = tuple(fault for fault in plan if self._can(fault))
         self.faults: Counter[tuple[str, str]] = Counter()
-        self._revisions: dict[str, set[int]] = {}
+        self.asked: dict[str, str] = {}
+        """By the op id that was used: the operator's own."""
+        self._made: dict[str, str] = {}
         self._steps = random.Random(f"{seed}/steps")
         entropy = SeededEntropy(f"{seed}/tenants")
         nonce = entropy.token(16)
@@ -184,14 +186,6 @@ class Episode:
 
     def step_s(self, host: Host) -> float:
         return STEP_S * (0.2 + 0.8 * self._steps.random())
-
-    def made(self, op_id: str, outcome: Outcome) -> None:
-        """An operator's order was made, or found to be."""
-        if outcome.changed:
-            made = self._revisions.setdefault(op_id, set())
-            made.add(outcome.revision)
-            if len(made) > 1:
-                self.watch.broken("O", f"one order was made twice, as revisions {sorted(made)}")
 
     def phase_ends(self) -> None:
         """A shrink has come back."""
@@ -274,6 +268,11 @@ class Episode:
             judge.ran(commit, self.world.loop.time())
         if commit.kind != "change":
             return
+        for event in commit.events:
+            op_id = event.key.rpartition("/")[2]
+            order = self.asked.get(op_id) if event.key.startswith(layout.op_prefix(VN)) else None
+            if order is not None and self._made.setdefault(order, op_id) != op_id:
+                self.watch.broken("O", "one order was made twice")
         tenants: list[tuple[Any, bytes, bytes | None]] = []
         revoked, values = None, []
         for event in commit.events:

@@ -511,8 +511,8 @@ class Sweeprec(Parts):
 class OpLast(Parts):
     """A retry is a new order."""
 
-    def op_id(self, op_id: str, attempt: int) -> str | None:
-        return None if attempt else op_id
+    def op_id(self, op_id: str, attempt: int) -> str:
+        return f"{op_id[:-1]}{attempt}" if attempt else op_id
 
 
 class _Late:
@@ -598,3 +598,8 @@ NOT_EXPRESSED: dict[str, str] = {
     "lostmember": "`mesh control recover` is not in the product yet.",
 }
 """Rules that no variant of a part leaves out, and why."""
+
+NOT_FOUND: dict[str, str] = {
+    "pingreuse": "Two replica processes would have to send as many pings, and a hop to fall between them.",
+}
+"""Variants above that no seed has found; they are in the models and in tests of their own."""

@@ -36,7 +36,7 @@ def _when(rng: random.Random, palette: Palette) -> When:
 
 def _any(rng: random.Random, when: When) -> list[Order]:
     kind = rng.choices(("pin", "suspend", "revoke", "authority"), (62, 12, 14, 12))[0]
-    drain_s = rng.choice((0.0, 0.0, rng.uniform(0.5, 3.0), 15.0))
+    drain_s = rng.choice((0.0, 0.0, rng.uniform(0.5, 3.0), 11.0))
     orders = [Order(kind, when, drain_s=drain_s)]
     if kind == "authority":
         orders = [Order(kind, when, spans=(rng.uniform(6, 12), rng.uniform(3, 5)))]
@@ -109,9 +109,9 @@ def _one_wire(load: Load) -> Script:
     """The watch is stuck, while grants find another member."""
 
     def script(rng: random.Random, plan: Plan) -> Drawn:
-        nth = rng.randint(5, 6)
-        cut = Fault("cut", (OUT, STORE), _granted(nth), rng.uniform(9, 14))
-        return [Order("pin", _granted(nth, rng.uniform(0, 0.3)))], load, (*_rates(plan), cut)
+        began_s = rng.uniform(0.6, 1.2)  # soon after a keepalive of the watch, so that it is not missed for long
+        cut = Fault("cut", (OUT, STORE), _granted(6, began_s), rng.uniform(9, 14))
+        return [Order("pin", _granted(6, began_s + rng.uniform(0, 0.3)))], load, (*_rates(plan), cut)
 
     return script
 
@@ -135,13 +135,13 @@ def _twin(rng: random.Random, plan: Plan) -> Drawn:
 
 
 def _drains(rng: random.Random, plan: Plan) -> Drawn:
-    return [Order("pin", At(11.0 + rng.random()), drain_s=15.0)], _LONG, plan
+    return [Order("pin", At(11.0 + rng.random()), drain_s=11.0)], _LONG, plan
 
 
 def _cumulative(rng: random.Random, plan: Plan) -> Drawn:
-    first = Order("pin", At(11.0 + rng.random()), drain_s=15.0)
+    first = Order("pin", At(11.0 + rng.random()), drain_s=11.0)
     again = Order("again", After("change_committed", 1, None, None, rng.uniform(0.3, 0.8)))
-    return [first, again, Order("pin", after_s=rng.uniform(0.1, 0.4), drain_s=15.0)], _LONG, _rates(plan)
+    return [first, again, Order("pin", after_s=rng.uniform(0.1, 0.4), drain_s=11.0)], _LONG, _rates(plan)
 
 
 def _slow_replica(begin: Callable[[random.Random], When], load: Load) -> Script:
@@ -153,11 +153,23 @@ def _slow_replica(begin: Callable[[random.Random], When], load: Load) -> Script:
     return script
 
 
+def _on_the_way(sender: str, to: str, sent: str, rng: random.Random) -> Plan:
+    """What is sent while a change is made comes late, and the reset after it is lost."""
+    slow = Fault("slow", (sender, to), After("chunk_sent", 1, sender, "change_sent"), 0.005, rng.uniform(0.8, 2.0))
+    lost = Fault("one_way", (sender, to), After(sent, 1, sender, "change_sent"), rng.uniform(0.08, 0.16))
+    return slow, lost
+
+
 def _fence(rng: random.Random, plan: Plan) -> Drawn:
-    began, lasts_s = After("change_sent", 1), rng.uniform(0.06, 0.25)
-    slow = Fault("slow", (OUT, REPLICA), began, lasts_s, rng.uniform(0.8, 2.0))
-    loss = Fault("loss", (OUT, REPLICA), began, lasts_s, 0.6)
-    return [Order("pin", At(12.0 + rng.random()))], replace(_OFTEN, out_s=0.07, long=0.1), (*_rates(plan), slow, loss)
+    load = replace(_OFTEN, out_s=0.08, long=0.0, slow=0.0)
+    return [Order("pin", At(12.0 + rng.random()))], load, (*_rates(plan), *_on_the_way(OUT, REPLICA, "hop_sent", rng))
+
+
+def _pauseadmit(rng: random.Random, plan: Plan) -> Drawn:
+    when, cut = _cut_at_grant(rng)
+    slow = Fault("slow", (OUT, REPLICA), replace(when, delay_s=rng.uniform(0, 1.0)), 20.0, rng.uniform(0.8, 1.3))
+    lost = Fault("one_way", (OUT, REPLICA), After("hop_sent", rng.randint(1, 3), OUT, "change_committed"), 15.0)
+    return [Order("pin", when)], replace(_LONG, slow=0.0), (*_rates(plan), slow, lost, *cut)
 
 
 def _ackclose(rng: random.Random, plan: Plan) -> Drawn:
@@ -200,8 +212,8 @@ def _chain_s(rng: random.Random, plan: Plan) -> Drawn:
 
 
 def _senderdecides(rng: random.Random, plan: Plan) -> Drawn:
-    slow = Fault("slow", (HOME, OUT), After("change_sent", 1), 0.5, rng.uniform(0.8, 2.0))
-    return [Order("pin", At(12.0 + rng.random()))], Load(out_s=2.0, home_s=0.1, slow=0.1), (*_rates(plan), slow)
+    load = Load(out_s=2.0, home_s=0.05, long=0.0, slow=0.0, since_s=10.0)
+    return [Order("pin", At(12.0 + rng.random()))], load, (*_rates(plan), *_on_the_way(HOME, OUT, "peer_sent", rng))
 
 
 def _gap(rng: random.Random, plan: Plan) -> Drawn:
@@ -224,7 +236,7 @@ def _restore(rng: random.Random, plan: Plan) -> Drawn:
 
 
 def _silentearly(rng: random.Random, plan: Plan) -> Drawn:
-    first = _alone(OUT, _granted(2, rng.uniform(0, 0.2)), rng.uniform(6.5, 8.5))
+    first = _alone(OUT, _granted(2, rng.uniform(0, 0.2)), rng.uniform(8.0, 9.5))
     pin = Order("pin", _granted(3, rng.uniform(0, 0.1)))
     return [pin], _OFTEN, (*_rates(plan), *first, *_alone(OUT, _granted(3), 12.0))
 
@@ -270,7 +282,7 @@ SCRIPTS: dict[str, Script] = {
     "drainlive": _drains,
     "cumulative": _cumulative,
     "live": _slow_replica(lambda rng: At(rng.uniform(7, 9)), _LONG),
-    "pauseadmit": _slow_replica(lambda rng: At(rng.uniform(7, 9)), _OFTEN),
+    "pauseadmit": _pauseadmit,
     "pingreuse": _pingreuse,
     "longstep": _tight(_LONG),
     "shortW": _tight(_OFTEN),

@@ -133,7 +133,7 @@ class Parts:
     def outcome(self, outcome: Outcome) -> Outcome:
         return outcome
 
-    def op_id(self, op_id: str, attempt: int) -> str | None:
+    def op_id(self, op_id: str, attempt: int) -> str:
         return op_id
 
     def journal(self, notebook: Notebook) -> Journal:

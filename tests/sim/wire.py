@@ -190,6 +190,7 @@ class SimHops:
             if head.span_s is not None:
                 channel.user_timeout_s = head.span_s
             check()
+            self._moments.fire("chunk_sent", self._host.name)
             channel.send(Sent(head=head, asked=asked, region=self._region), 500)
             for _ in range(asked.pieces):
                 check()

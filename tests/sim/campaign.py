@@ -1,0 +1,223 @@
+"""Many episodes: of the protocol as it is, or with a rule left out; what they covered, and what was found.
+
+    campaign sim --seeds N [--from SEED] [--json]      the protocol as it is; 1 if a promise was broken
+    campaign sim --mutant RULE [--seeds N]             that rule left out, by seeds aimed at it; 1 if it was not found
+    campaign sim --mutants                             all of them, each by its own number of seeds
+    campaign sim --replay SEED [--mutant RULE]         one episode's history on standard output
+
+A seed decides an episode, byte for byte: what is found is replayed by its seed. Every eighth plain seed is aimed at a
+rule in turn, with nothing left out: what finds mutants must find nothing there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+from sim.episode import LENGTH_S, Episode
+from sim.mutants import MUTANTS, NOT_EXPRESSED, NOT_FOUND
+from sim.orders import SCRIPTS
+
+PHASES = ("before", "waiting", "after")
+AIMED_EVERY = 8
+_CHUNK = 10
+Job = tuple[int, str | None, bool]
+"""A seed, its aim, and whether the rule is left out."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A seed that came to something."""
+
+    seed: int
+    aim: str | None
+    violations: tuple[str, ...]
+    errors: tuple[str, ...]
+
+
+@dataclass
+class Tally:
+    """Of many episodes.
+
+    Attributes:
+        faults: In how many episodes a kind of fault began in which phase of the first shrink.
+        counts: What the checker looked at.
+    """
+
+    episodes: int = 0
+    steps: int = 0
+    faults: Counter[tuple[str, str]] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    found: list[Found] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Together."""
+        self.episodes += other.episodes
+        self.steps += other.steps
+        self.faults += other.faults
+        self.counts += other.counts
+        self.found += other.found
+
+
+def plain_aim(seed: int) -> str | None:
+    """What a seed of the protocol as it is aims at."""
+    aims = list(SCRIPTS)
+    return None if seed % AIMED_EVERY else aims[seed // AIMED_EVERY % len(aims)]
+
+
+def play(jobs: Iterable[Job]) -> Tally:
+    """Plays them, one after the other."""
+    tally = Tally()
+    for seed, aim, left_out in jobs:
+        parts = MUTANTS[aim or ""].parts() if left_out else None
+        played = Episode(seed, aim, parts).run()
+        tally.episodes += 1
+        tally.steps += played.steps
+        tally.faults.update(dict.fromkeys(played.faults, 1))
+        tally.counts.update(played.counts)
+        violations = played.violations or played.checked
+        if violations or played.errors:
+            tally.found.append(Found(seed, aim, violations, played.errors))
+    return tally
+
+
+def play_all(jobs: list[Job], processes: int) -> Iterator[Tally]:
+    """Plays them in so many processes: the tallies as they come, in the jobs' order."""
+    chunks = [jobs[at : at + _CHUNK] for at in range(0, len(jobs), _CHUNK)]
+    if processes == 1:
+        yield from map(play, chunks)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_settle) as pool:
+        yield from pool.map(play, chunks)
+
+
+def _settle() -> None:
+    """What is loaded stays: the collector need not look at it before each episode."""
+    gc.collect()
+    gc.freeze()
+
+
+def plain(seeds: range, processes: int, said: Any = None) -> Tally:
+    """The protocol as it is."""
+    tally, began_s = Tally(), time.monotonic()
+    for one in play_all([(seed, plain_aim(seed), False) for seed in seeds], processes):
+        tally.add(one)
+        if said is not None:
+            rate = tally.episodes / (time.monotonic() - began_s)
+            said(f"{tally.episodes} of {len(seeds)} episodes, {rate:.1f} a second, {len(tally.found)} found")
+    return tally
+
+
+def first_seed(rule: str, seeds: Iterable[int]) -> int | None:
+    """The first of these seeds in which a promise is broken without a rule."""
+    for seed in seeds:
+        if any(one.violations for one in play([(seed, rule, True)]).found):
+            return seed
+    return None
+
+
+def mutants(rules: list[str], processes: int, seeds: int | None = None) -> dict[str, int | None]:
+    """For each rule the first seed that finds it left out."""
+    asked = [(rule, range(1, (seeds or MUTANTS[rule].seeds) + 1)) for rule in rules]
+    if processes == 1:
+        return {rule: first_seed(rule, those) for rule, those in asked}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_settle) as pool:
+        firsts = list(pool.map(first_seed, *zip(*asked, strict=True)))
+    return dict(zip(rules, firsts, strict=True))
+
+
+def missing(tally: Tally) -> list[str]:
+    """Faults that did not begin in each phase."""
+    kinds = sorted({kind for kind, _ in tally.faults})
+    return [f"{kind}/{phase}" for kind in kinds for phase in PHASES if not tally.faults[kind, phase]]
+
+
+def summary(tally: Tally, firsts: dict[str, int | None] | None = None) -> dict[str, Any]:
+    """As JSON: what a report can take up."""
+    kinds = sorted({kind for kind, _ in tally.faults})
+    return {
+        "episodes": tally.episodes,
+        "virtual_seconds": tally.episodes * LENGTH_S,
+        "calls_admitted": tally.counts["admit"],
+        "steps_of_engines": tally.counts["step"],
+        "returned": tally.counts["returned"],
+        "promises": tally.counts["promises"],
+        "refused_after": tally.counts["refused after"],
+        "looked": tally.counts["looked"],
+        "faults": {kind: {phase: tally.faults[kind, phase] for phase in PHASES} for kind in kinds},
+        "violations": [
+            {"seed": one.seed, "aim": one.aim, "what": list(one.violations[:3]), "errors": list(one.errors[:3])}
+            for one in tally.found
+        ],
+        "mutants": firsts or {},
+        "not_expressed": NOT_EXPRESSED,
+        "not_found": NOT_FOUND,
+    }
+
+
+def table(tally: Tally) -> str:
+    """In how many episodes which fault began in which phase."""
+    kinds = sorted({kind for kind, _ in tally.faults})
+    lines = [f"{'fault':12} {'before':>8} {'waiting':>8} {'after':>8}"]
+    lines += [f"{kind:12} " + " ".join(f"{tally.faults[kind, phase]:8}" for phase in PHASES) for kind in kinds]
+    return "\n".join(lines)
+
+
+def main(given: list[str]) -> int:
+    """The command; see above."""
+    parser = argparse.ArgumentParser(
+        prog="campaign sim", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, help="how many (2000; for a rule left out, its own number)")
+    parser.add_argument("--from", type=int, default=1, dest="first", metavar="SEED")
+    parser.add_argument("--mutant", choices=sorted(MUTANTS), metavar="RULE")
+    parser.add_argument("--mutants", action="store_true", help="every rule")
+    parser.add_argument("--replay", type=int, metavar="SEED")
+    parser.add_argument("--aim", choices=sorted(SCRIPTS), metavar="RULE", help="with --replay: nothing left out")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true", help="a summary on standard output")
+    args = parser.parse_args(given)
+    if args.replay is not None:
+        return _replay(args)
+    tally, firsts = Tally(), dict[str, int | None]()
+    if args.mutant or args.mutants:
+        firsts = mutants([args.mutant] if args.mutant else list(MUTANTS), args.processes, args.seeds)
+        for rule, seed in firsts.items():
+            _say(f"{rule}: " + ("not found" if seed is None else f"found by --replay {seed} --mutant {rule}"))
+    else:
+        tally = plain(range(args.first, args.first + (args.seeds or 2000)), args.processes, _say)
+        _say(table(tally))
+        for one in tally.found:
+            aimed = f" --aim {one.aim}" if one.aim else ""
+            _say(f"--replay {one.seed}{aimed}: {'; '.join([*one.violations[:2], *one.errors[:2]])}")
+    if args.json:
+        print(json.dumps(summary(tally, firsts), indent=1))
+    return 1 if tally.found or None in firsts.values() else 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    aim = args.mutant or args.aim or plain_aim(args.replay)
+    played = Episode(args.replay, aim, MUTANTS[args.mutant].parts() if args.mutant else None).run()
+    print("\n".join(played.lines))
+    for text in (*played.violations, *played.checked, *played.errors):
+        _say(text)
+    _say(f"digest {played.digest}")
+    return 1 if played.violations or played.checked or played.errors else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
