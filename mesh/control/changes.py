@@ -160,7 +160,7 @@ class Changes:
 
         def edit(policy: TenantPolicy) -> tuple[TenantPolicy, Shrink | None]:
             after = edits.with_authority(policy, authority)
-            return after, edits.taken_by_authority(policy, after)
+            return after, edits.taken_by_authority(after)
 
         asked = ("set_authority", round(authority.home_s * 1000), round(authority.foreign_s * 1000))
         return await self._change_policy(tenant, op_id, edit, asked)

@@ -97,10 +97,8 @@ def taken_by_transfer(before: TenantPolicy, after: TenantPolicy) -> Shrink | Non
     return shrink_of(widest, replace(widest, transfer=Transfer.NEVER))
 
 
-def taken_by_authority(before: TenantPolicy, after: TenantPolicy) -> Shrink | None:
-    """What lower times take away; with `after` being `before`, what earlier ones did."""
-    if after != before:
-        return shrink_of(replace(before, state=TenantState.ACTIVE), replace(after, state=TenantState.ACTIVE))
+def taken_by_authority(after: TenantPolicy) -> Shrink | None:
+    """What lower times take away, those of earlier changes too: `settled` forgets them all once this was waited for."""
     if not after.authority_before:
         return None
     lowered = frozenset(after.authority_before)

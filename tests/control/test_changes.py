@@ -303,6 +303,20 @@ async def test_authority_is_lowered_raised_and_settled() -> None:
         assert (error.code, error.param) == (Code.INVALID_PARAMETER, "drain")
 
 
+async def test_whoever_settles_has_waited_for_every_older_time() -> None:
+    """A change that only lowers another place's time, or lowers none, must not settle what nobody has waited for."""
+    world = await World().begin(VN, SG)
+    changes, tenant = world.changes, world.tenant
+    await changes.set_authority(tenant, Spans(home_s=60, foreign_s=6))  # and its caller is gone
+    other = await changes.set_authority(tenant, Spans(home_s=60, foreign_s=5))
+    assert other.shrink == Shrink(removed=frozenset(), lowered=frozenset({VN, SG}), span_s=900)
+    raised = await changes.set_authority(tenant, Spans(home_s=60, foreign_s=10))
+    assert raised.shrink == Shrink(removed=frozenset(), lowered=frozenset({VN}), span_s=900)
+    await changes.settle_authority(tenant, raised.revision)
+    free = await changes.set_authority(tenant, Spans(home_s=70, foreign_s=10))
+    assert free.shrink is None
+
+
 async def test_a_suspension_waits_as_long_as_anything_older_may_be_acted_on() -> None:
     world = await World().begin(VN, SG)
     await world.changes.set_authority(world.tenant, Spans(home_s=5, foreign_s=60))
@@ -370,7 +384,7 @@ def test_no_wait_is_shorter_than_anything_still_in_use(changes: list[object]) ->
             case _:
                 assert isinstance(change, Spans)
                 after = edits.with_authority(before, change)
-                taken = edits.taken_by_authority(before, after)
+                taken = edits.taken_by_authority(after)
         assert after.revision == before.revision + (after != before)
         gone = rights_of(before) - rights_of(after)
         assert taken is not None or not gone

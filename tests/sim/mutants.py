@@ -461,7 +461,7 @@ class _ForgetsOlder(Changes):
     async def set_authority(self, tenant: TenantId, authority: Spans, op_id: str | None = None) -> Outcome:
         def edit(policy: TenantPolicy) -> Any:
             after = edits.with_authority(replace(policy, authority_before={}), authority)
-            return after, edits.taken_by_authority(replace(policy, authority_before={}), after)
+            return after, edits.taken_by_authority(after)
 
         return await self._change_policy(tenant, op_id, edit, ("set_authority",))
 
