@@ -218,8 +218,9 @@ class PolicyFeed:
         for shard, changes in by_shard.items():
             head = self._successor(shard, changes)
             if head is None:
-                self.gaps += 1
-                self._note("policy.gap", home=shard.home, shard=shard.index, revision=revision)
+                if shard in self._heads:
+                    self.gaps += 1
+                    self._note("policy.gap", home=shard.home, shard=shard.index, revision=revision)
                 await self._refetch(shard)
             else:
                 self._apply((_as_item(event) for event in changes), self._known)
@@ -235,11 +236,8 @@ class PolicyFeed:
         if any(self._is_back(event) for event in changes):
             return None
         head, known = heads[0], self._heads.get(shard)
-        follows = (
-            (head.before is None and head.version == 1)
-            if known is None
-            else (head.before is not None and head.before == known and head.version == known.version + 1)
-        )
+        # A shard's first head follows on nothing that could be compared: it is read, like after a gap.
+        follows = known is not None and head.before == known and head.version == known.version + 1
         return _as_item(head) if follows else None
 
     async def _refetch(self, shard: Shard) -> None:

@@ -17,11 +17,11 @@ from trust_lab import changes_in, signer_of, trust_in
 from mesh.control import layout
 from mesh.control.changes import Changes
 from mesh.control.feed import PolicyFeed
-from mesh.control.records import Fault, TenantRecord, encode_key, encode_tenant, next_revision
+from mesh.control.records import Fault, TenantRecord, encode_key, encode_tenant, next_revision, tenant_id
 from mesh.control.signing import Signer
-from mesh.control.store import Put, Store
+from mesh.control.store import KeyValue, Put, Store
 from mesh.policy.bundle import PolicyBook
-from mesh.policy.shards import Shard
+from mesh.policy.shards import Shard, shard_of
 from mesh.runtime import SystemClock
 from mesh.telemetry import Log
 from mesh.types import Jurisdiction, KeyId, RegionId, Role, TenantId, TenantState, Transfer
@@ -252,3 +252,25 @@ async def test_on_etcd_what_is_unsigned_or_older_does_not_count(tmp_path: Path) 
         assert world.book.tenant(world.tenant) is None
         assert world.feed.invalid[Fault.OLDER] == 1
         assert (world.told.backs, world.feed.backs) == (0, 0)
+
+
+async def test_a_shards_first_head_follows_on_nothing_so_the_shard_is_read() -> None:
+    """An event of before was lost, and the head's version began again at 1: nobody can tell that from its first put."""
+    store = MemoryStore()
+    async with following(store) as world:
+        known = shard_of(HOME, world.tenant)
+        nonces = (bytes([number]) * 16 for number in range(1, 99))
+        nonce = next(nonce for nonce in nonces if shard_of(HOME, tenant_id(HOME, nonce)) != known)
+        made = await changes_in(MemoryStore(), HOME, SystemClock()).create_tenant(
+            nonce, frozenset({VN}), Transfer.NEVER
+        )
+        policy = made.tenant.policy
+        at = layout.policy_key(HOME, policy.tenant)
+        store._states[-1][at] = KeyValue(at, encode_tenant(made.tenant, signer_of(HOME), 1), store.revision, 1)
+        stray = layout.key_key(HOME, policy.tenant, KeyId("K" * 12))
+        await world.applied(
+            (await store.txn((), [Put(stray, b""), Put(layout.head_key(policy.shard), b"")], timeout_s=1)).revision
+        )
+        assert world.book.tenant(policy.tenant) == policy
+        assert world.told.numbers[policy.shard] == 1
+        assert world.feed.gaps == 0, "it is no fault"
