@@ -13,6 +13,7 @@ from mesh.client import WrongRegionError, aio_channel, base_url, channel, openai
 from mesh.v1.inference_pb2 import ChatRequest, Message
 from mesh.v1.inference_pb2_grpc import InferenceStub
 
+pytestmark = pytest.mark.mesh
 QUESTION = [{"role": "user", "content": "Say hello."}]
 
 
