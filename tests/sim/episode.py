@@ -120,6 +120,7 @@ class Episode:
         self.world = world = World(seed)
         self.cluster = world.add_store([VN, SG, JP])
         self.second, self.local = rng.random() < 0.25, rng.random() < 0.25
+        self.supervised = rng.random() < 0.6
         self.gateways = {VN: ["gw-vn"], SG: ["gw-sg", "gw-sg2"] if self.second else ["gw-sg"]}
         self.loads = {VN: dict[ModelId, ModelLoad](), SG: load_of("chat", "chat-sg")}
         if self.local:
@@ -183,6 +184,9 @@ class Episode:
 
     def atlas_of(self, region: RegionId) -> Atlas:
         return Atlas(here=region, sites=SITES, models=MODELS)
+
+    def is_alone(self, host: Host) -> bool:
+        return self.supervised and host.name != "gw-twin"
 
     def step_s(self, host: Host) -> float:
         return STEP_S * (0.2 + 0.8 * self._steps.random())

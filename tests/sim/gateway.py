@@ -15,7 +15,7 @@ from sim.watch import There
 from sim.wire import BROKEN, DOOR, FLEET, PEER, ClientExchange, PeerExchange, Sent, SimHops, answer_error
 
 from mesh.control.feed import PolicyFeed
-from mesh.control.grants import ClonedError, Membership
+from mesh.control.grants import ClonedError, Membership, bury
 from mesh.errors import Code, MeshError
 from mesh.gateway.freshness import Freshness
 from mesh.policy.shards import Shard
@@ -57,16 +57,22 @@ class SimGateway:
         here, clock, entropy = Here(region=region, jurisdiction=self.place), host.clock, host.entropy
         self.book = book = parts.book()
         self.authority = authority = parts.authority(here, clock)
-        self.hub = parts.hub(here=region, clock=clock)
+        self.gateway = GatewayId(
+            f"g{scene.gateways[region].index(host.name) + 1}" if host.name in scene.gateways[region] else "g9"
+        )
+        self.alone = scene.is_alone(host)
+        self._heard = asyncio.Event()
+        process = int.from_bytes(entropy.token(8), "big")
+        self.hub = parts.hub(here=region, clock=clock, process=process, alone=self.alone)
         self.running = running = parts.running(
             here=here, book=book, authority=authority, replicas=self.hub, clock=clock
         )
         book.watcher = running
         self.hub.holds = running.holds
         self.hub.on_confirm = self._confirmed
-        store = scene.world.store_for(host, Role.GATEWAY, region)
+        self.store = store = scene.world.store_for(host, Role.GATEWAY, region)
         self.membership = membership = parts.membership(
-            store=store, region=region, gateway=GatewayId("g1"), authority=authority,
+            store=store, region=region, gateway=self.gateway, authority=authority,
             draining=parts.draining(running), clock=clock, tasks=OrderedTasks, entropy=entropy, log=None,
         )  # fmt: skip
         running.changed = membership.changed
@@ -105,6 +111,8 @@ class SimGateway:
                 tasks.spawn(self.running.run(), "running")
                 tasks.spawn(self.membership.run(), "membership")
                 tasks.spawn(self.feed.run(), "feed")
+                if self.alone:
+                    tasks.spawn(self._succeed(), "succession")
                 doors: list[tuple[int, Callable[[Channel], Coroutine[Any, Any, None]]]] = [
                     (DOOR, self._door), (PEER, self._peer), (FLEET, self._join),
                 ]  # fmt: skip
@@ -151,6 +159,14 @@ class SimGateway:
     def _confirmed(self) -> None:
         self.scene.world.moments.fire("fence_confirmed", self.host.name)
         self.running.confirmed()
+        self._heard.set()
+
+    async def _succeed(self) -> None:
+        """As the program does: attests the death of its earlier processes, once no replica works for them any more."""
+        while not self.hub.all_heard(1 if self.scene.loads[self.region] else 0):
+            self._heard.clear()
+            await self._heard.wait()
+        await bury(self.store, self.region, self.gateway, self.membership, self.host.clock)
 
     async def _listen(
         self, tasks: OrderedTasks, port: int, handle: Callable[[Channel], Coroutine[Any, Any, None]]

@@ -267,8 +267,8 @@ class _NoFence(Leases):
         source = super().source()
         said = source.said
 
-        def heard(message: int, holds: Any, fences: Any) -> None:
-            said(message, holds, fences)
+        def heard(*given: Any, **named: Any) -> None:
+            said(*given, **named)
             source._fences.clear()
 
         source.said = heard
@@ -527,6 +527,9 @@ class _Late:
             await self._notebook.signed(*row)
         self._pending = [(key, value, epoch, revision)]
         return 0
+
+    async def made(self, numbers: Sequence[int]) -> None:
+        pass
 
     async def unmade(self, number: int) -> None:
         self._pending.clear()

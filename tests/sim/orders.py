@@ -237,8 +237,8 @@ def _restore(rng: random.Random, plan: Plan) -> Drawn:
 
 def _silentearly(rng: random.Random, plan: Plan) -> Drawn:
     first = _alone(OUT, _granted(2, rng.uniform(0, 0.2)), rng.uniform(8.0, 9.5))
-    pin = Order("pin", _granted(3, rng.uniform(0, 0.1)))
-    return [pin], _OFTEN, (*_rates(plan), *first, *_alone(OUT, _granted(3), 12.0))
+    pin = Order("pin", _granted(4, rng.uniform(0, 0.1)))
+    return [pin], _OFTEN, (*_rates(plan), *first, *_alone(OUT, _granted(4), 12.0))
 
 
 def _supersede(rng: random.Random, plan: Plan) -> Drawn:
@@ -256,7 +256,7 @@ def _sweeprec(rng: random.Random, plan: Plan) -> Drawn:
     first = _alone(OUT, _granted(2), rng.uniform(16.0, 17.6))
     slow = Fault("slow", ("admin-sg", STORE), After("grant_sent", 1, "admin-sg"), 3.0, 1.5)
     pin = Order("pin", After("grant_sent", 1, "admin-sg", None, 1.65))
-    return [pin], _OFTEN, (*_rates(plan), *first, slow, *_alone(OUT, _granted(3), 9.0))
+    return [pin], _OFTEN, (*_rates(plan), *first, slow, *_alone(OUT, _granted(4), 9.0))
 
 
 def _op_last(rng: random.Random, plan: Plan) -> Drawn:

@@ -53,6 +53,10 @@ class Scene(Protocol):
         """The mesh as a region sees it."""
         ...
 
+    def is_alone(self, host: Host) -> bool:
+        """Whether a gateway is told that its earlier processes are dead."""
+        ...
+
     def step_s(self, host: Host) -> float:
         """How long an engine's next step takes."""
         ...
