@@ -41,6 +41,7 @@ from mesh.embedded.environment import part_environment, ray_environment
 from mesh.embedded.etcd_binary import find_etcd
 from mesh.embedded.etcd_server import etcd_command
 from mesh.embedded.home import Home, cache_folder, write_private
+from mesh.embedded.processes import PART
 from mesh.etcd.v1 import etcd_pb2
 from mesh.tls import ETCD_NAME, internal_name
 from mesh.types import RegionId, Role
@@ -51,6 +52,7 @@ HEARTBEAT_MS, ELECTION_MS = 100, 1000
 CHAT, EMBEDDING, ABROAD = "smollm2-135m", "minilm-l6-v2", "smollm2-135m-sg"
 """ABROAD is hosted in sg only."""
 READY_S, WEIGHTS_S, RAY_S, DEPLOY_S = 600.0, 900.0, 240.0, 600.0
+RAY_TRIES = 3
 _OBJECT_STORE_BYTES = 75 * 1024 * 1024
 Say = Callable[[str], None]
 _M = TypeVar("_M", bound=Message)
@@ -135,14 +137,24 @@ class Countries:
         token = self.home.run / f"ray-{name}.token"
         write_private(token, secrets.token_hex(32))
         temp = self.network.folder / f"r{COUNTRIES[name].number}"
-        temp.mkdir(mode=0o700)
         environ = self._environ(f"ray-{name}") | ray_environment(token)
         argv = ["-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1", *RAY_PORTS.options()]
         argv += [f"--temp-dir={temp}", f"--object-store-memory={_OBJECT_STORE_BYTES}", "--num-cpus=2", "--num-gpus=0"]
         argv += ["--include-dashboard=false", "--include-log-monitor=false", "--no-monitor", "--disable-usage-stats"]
         cluster = self._part(f"ray-{name}", name, argv, environ)
-        cluster.start()
-        cluster.finish(RAY_S)
+        for left in reversed(range(RAY_TRIES)):
+            temp.mkdir(mode=0o700)
+            cluster.start()
+            try:
+                cluster.finish(RAY_S)
+                break
+            except LabError as error:
+                # Ray gives its own parts half a minute to answer, too little where the machine is busy.
+                if not left:
+                    raise
+                self._say(f"ray-{name} is tried again: {str(error).splitlines()[-1][:120]}")
+                self.network.end(name, f"{PART}={cluster.name}")
+                shutil.rmtree(temp)
         argv = ["-m", "mesh.serving.deploy", "--config", str(config_of(self.home, name))]
         argv += ["--region", COUNTRIES[name].region, "--ray-address", str(RAY_PORTS.gcs)]
         deploy = self._part(f"deploy-{name}", name, argv, environ)

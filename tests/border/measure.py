@@ -26,18 +26,20 @@ class Slope:
     n: int
 
 
-def slope(points: Sequence[tuple[float, float]], seconds: Sequence[float] | None = None) -> Slope:
+def slope(points: Sequence[tuple[float, float]], beside: Sequence[float] | None = None) -> Slope:
     """The slope through (x, y), and its interval by Student's t.
 
     Args:
         points: What is compared.
-        seconds: How long each point was measured; what flows all the time, prompts or none, is then told apart.
+        beside: What else y may follow, for each point: how many packets there were, say. Its part is told apart.
 
     Raises:
         ValueError: Too few points for an interval, or all at one x.
     """
     x, y = np.array(points, dtype=float).T
-    columns = [np.ones_like(x), x] + ([] if seconds is None else [np.array(seconds, dtype=float)])
+    columns = [np.ones_like(x), x]
+    if beside is not None and len(set(beside)) > 1:
+        columns.append(np.array(beside, dtype=float))
     design = np.column_stack(columns)
     freedom = len(points) - design.shape[1]
     if freedom < 1 or np.linalg.matrix_rank(design) < design.shape[1]:

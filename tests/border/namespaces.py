@@ -245,6 +245,17 @@ class Network:
             int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal() and _namespace(int(p.name)) in wanted
         }
 
+    def end(self, who: str, mark: str) -> None:
+        """Ends the processes of a namespace that were started with a mark such as `NAME=value` in their environment."""
+
+        def marked(pid: int) -> bool:
+            with suppress(OSError):
+                return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            return False
+
+        while pids := {pid for pid in self.pids([who]) if marked(pid)}:
+            _end(pids, signal.SIGKILL, 0.5)
+
     def remove(self, *, grace_s: float) -> None:
         """Ends every process of the lab and removes its namespaces and its folder; waits until they are gone."""
         if self._router is not None:

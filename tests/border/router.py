@@ -9,7 +9,7 @@ has a line of its own. The control socket takes one JSON object a line and answe
     {"op": "set", "src", "dst", "delay_ms"?, "jitter_ms"?, "loss"?}     one way; jitter is uniform and keeps the order
     {"op": "cut" | "heal", "src", "dst"}                                what is in flight is lost too
     {"op": "counters"}      {"op": "reset"}      {"op": "pcap", "file": PATH or null}
-    {"op": "relay", "on": true | false}
+    {"op": "relay", "on": true | false}      {"op": "reset connections", "port": 8447}
 
 With the relay on, each TCP connection to one of the ports is handed to the relay's namespace, addresses unchanged, and
 read there. It is a connection's first packet that decides; connections of the other kind are reset, so that their ends
@@ -98,7 +98,7 @@ class Router:
         self.lines = {pair: Line() for pair in itertools.permutations(countries, 2)}
         self.services = frozenset(ports)
         self.relaying = False
-        self.flows: dict[Flow, bool] = {}  # whether it goes through the relay
+        self.flows: dict[Flow, bool | None] = {}  # whether it goes through the relay; None: it is to be reset
         self.strays = 0  # not IPv4, not between two countries, or with a false source
         self.pcap: BufferedWriter | None = None
         self.callers: dict[socket.socket, bytes] = {}
@@ -143,7 +143,7 @@ class Router:
                     if self.relaying:
                         out = self.relay
                 elif flow in self.flows:  # a server on a connection that no relay made
-                    if self.relaying:
+                    if self.relaying or self.flows[flow] is None:
                         self.refuse(descriptor, packet, at)
                         return
                 else:  # a server to the relay, which has the client's address
@@ -246,6 +246,8 @@ class Router:
                     line.reset()
             case "relay":
                 self.relaying = bool(asked["on"])
+            case "reset connections":
+                self.flows |= {flow: None for flow in self.flows if flow[3] == asked["port"]}
             case "pcap":
                 self.record(asked["file"])
             case "counters":
