@@ -259,10 +259,17 @@ def _sweeprec(rng: random.Random, plan: Plan) -> Drawn:
     return [pin], _OFTEN, (*_rates(plan), *first, slow, *_alone(OUT, _granted(4), 9.0))
 
 
+def _attestearly(rng: random.Random, plan: Plan) -> Drawn:
+    began_s = rng.uniform(10.0, 12.0)
+    cut = Fault("one_way", (OUT, REPLICA), At(began_s), 14.0)
+    kill = Fault("kill", (OUT,), At(began_s + 0.1), 0.3)
+    return [Order("pin", At(began_s + rng.uniform(1.0, 2.5)))], _LONG, (*_rates(plan), cut, kill)
+
+
 def _op_last(rng: random.Random, plan: Plan) -> Drawn:
     kill = Fault("kill", ("admin",), After("change_committed", 1), rng.uniform(0.1, 0.6))
     again = Order("again", After("change_committed", 1, None, None, rng.uniform(0.0, 0.3)))
-    return [Order("pin", At(12.0 + rng.random())), again], Load(), (*_rates(plan), kill)
+    return [Order("pin", At(12.0 + rng.random())), again], Load(out_s=1.0), (*_rates(plan), kill)
 
 
 def _revoke(rng: random.Random, plan: Plan) -> Drawn:
@@ -300,6 +307,7 @@ SCRIPTS: dict[str, Script] = {
     "supersede": _supersede,
     "sweepshort": _sweepshort,
     "sweeprec": _sweeprec,
+    "attestearly": _attestearly,
     "op-last": _op_last,
     "ledgerlate": _revoke,
     "stalekey": _revoke,
