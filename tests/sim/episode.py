@@ -13,7 +13,8 @@ import asyncio
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -238,15 +239,13 @@ class Episode:
         if self.restored:
             return  # it would know nothing of what was lost: nobody starts one before `mesh control recover`
         program = self.programs[host.name] = make()
-        try:
+        with _closing(host):
             await program.run()
-        finally:
-            for channel in list(host.channels):  # the process ends: also what was accepted and not begun
-                channel.abort()
 
     async def _admin(self, host: Host) -> None:
         if not self.restored:
-            await SimAdmin(self, host).run()
+            with _closing(host):
+                await SimAdmin(self, host).run()
 
     async def _sweeper(self, host: Host) -> None:
         store = self.world.store_for(host, Role.ADMIN, SG)
@@ -351,6 +350,16 @@ class Episode:
 
     def _can(self, fault: Fault) -> bool:
         return all(name in self.world.net.hosts or name == "gw-twin" for name in fault.on)
+
+
+@contextmanager
+def _closing(host: Host) -> Generator[None]:
+    """A process ends, and its kernel closes what it had: also what was accepted and not begun."""
+    try:
+        yield
+    finally:
+        for channel in list(host.channels):
+            channel.abort()
 
 
 class _Breaker(Breaker):
