@@ -76,7 +76,7 @@ class Membership:
     """A gateway's grant and acknowledgement. Fulfils the feed's listener.
 
     Attributes:
-        member: This process' id; another one is drawn if the grant was taken away.
+        member: This process' id; another one is drawn if the grant was taken away, and where the clocks moved apart.
         went_back_once: Whether the store was seen to have gone back in time. Then no authority is left, and none comes
             again in this process: what a removal was waited for with may be undone. It ends with a new control epoch.
         renewals: Grants that were heard of.
@@ -118,7 +118,7 @@ class Membership:
         self._mod_revision = 0
         self._last = b""
         self._unheard: set[bytes] = set()
-        self._acks = AckWriter(store, layout.ack_key(region, self.member), self._state, clock, log)
+        self._acks = AckWriter(store, layout.ack_key(region, self.member), self._state, self._own_grant, clock, log)
 
     @property
     def grant_age_s(self) -> float | None:
@@ -220,6 +220,8 @@ class Membership:
             with suppress(TimeoutError):
                 async with self._clock.timeout(seconds):
                     await self._wake.wait()
+                    # It moves the grant, by which acknowledgements go: whoever wants many must not keep those back.
+                    await self._acks.tried()
 
     async def _renew_once(self) -> None:
         """One grant. An answer that only tells what became of an earlier attempt is followed by another attempt."""
@@ -227,8 +229,10 @@ class Membership:
             # The time first: nothing that is decided from here on may be missed and yet be acted on.
             t0 = self._clock.instant()
             if self._heard is not None and t0.apart_from(self._heard):
-                self._authority.suspend()
+                # Perhaps this is a copy of a process that lives: it may have nothing that the other has.
                 self._warn("grant.clocks_apart")
+                self._heard = None
+                self._start_anew()
             seen = _Seen(self._seen.revision, self._seen.cluster, dict(self._seen.heads or {}))
             applied = dict(self._applied)
             attempt = self._entropy.token(ATTEMPT_BYTES)
@@ -252,6 +256,7 @@ class Membership:
                 self._heard = t0
                 self.renewals += 1
                 self._authority.granted({shard: head.version for shard, head in heads.items()}, t0)
+                self._acks.changed()
                 return
 
     def _is_granted(self, answer: TxnResult, attempt: bytes) -> bool:
@@ -265,6 +270,7 @@ class Membership:
             self._unheard.clear()
             return True
         if here is None:
+            self._warn("grant.taken_away")
             self._start_anew()
         elif grant is not None and grant.attempt in self._unheard:
             # Its answer was lost.
@@ -275,8 +281,7 @@ class Membership:
         return False
 
     def _start_anew(self) -> None:
-        """The grant was taken away, so removals no longer wait for this member: another one begins, from nothing."""
-        self._warn("grant.taken_away")
+        """Another member begins, from nothing: removals no longer wait for this one, or for another process as well."""
         self._authority.suspend()
         self.member = self._draw_member()
         self._mod_revision, self._last = 0, b""
@@ -296,6 +301,12 @@ class Membership:
 
     def _state(self) -> Ack:
         return Ack(dict(self._applied), dict(self._draining()))
+
+    def _own_grant(self) -> Compare | None:
+        """How the grant stands if nobody but this process has put it; None while there is none."""
+        if not self._mod_revision or self._heard is None or self._clock.instant().apart_from(self._heard):
+            return None
+        return Compare(layout.grant_key(self._region, self.member), self._mod_revision)
 
     def _fail_waiting(self, error: StoreError) -> None:
         waiting, self._wanted = self._wanted, []

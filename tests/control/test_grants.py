@@ -13,7 +13,7 @@ from member_lab import ABROAD, HOME, SG, VN, Gateway, World, drain
 from mesh.control import layout
 from mesh.control.grants import ClonedError, bury
 from mesh.control.memberships import Ack, Drain, Grant, decode_ack, decode_grant, encode_ack, encode_grant
-from mesh.control.store import Delete, StoreUnavailableError
+from mesh.control.store import Delete, Put, StoreUnavailableError
 from mesh.policy.shards import SHARDS, Shard
 from mesh.types import GatewayId, RegionId, Revision, TenantId
 
@@ -285,6 +285,106 @@ async def test_clocks_that_moved_apart_leave_no_authority_until_the_next_grant()
         gateway.link.set_cut(False)
         await world.clock.advance(2)
         assert gateway.left_s(tenant, VN) > 890
+
+
+async def test_clocks_that_moved_apart_begin_another_member_and_the_first_one_is_waited_for() -> None:
+    """It may be a copy of a process that lives: that one keeps its grant, and the acknowledgement is its own to put."""
+    async with World().running() as world:
+        tenant = await world.tenant()
+        gateway = world.gateway()
+        await world.clock.advance(1.1)
+        first, was = gateway.membership.member, ack_of(world, gateway)
+        world.clock.wall_ahead_s += 5
+        pinned = await world.pin(tenant, VN)
+        await world.clock.advance(0.1)
+        stands = world.store.value(layout.ack_key(ABROAD, first))
+        assert stands is not None
+        assert decode_ack(stands.value) == was, "nothing is acknowledged on the other's behalf"
+        await world.clock.advance(2)
+        assert gateway.membership.member != first
+        assert {first} == set(pinned.members)
+        assert world.store.value(layout.grant_key(ABROAD, first)) is not None
+        assert ack_of(world, gateway) == Ack({pinned.tenant.policy.shard: pinned.number}, {})
+        assert gateway.left_s(tenant, VN) > 890
+
+
+async def test_a_process_whose_grant_another_has_put_acknowledges_nothing() -> None:
+    world = World()
+    tenant = await world.tenant()
+    gateway = Gateway(world.store, world.clock, ABROAD)
+    cloned: list[Gateway] = []
+    running = asyncio.ensure_future(_run(gateway, cloned))
+    await world.clock.advance(0.5)
+    was = ack_of(world, gateway)
+    key = layout.grant_key(ABROAD, gateway.membership.member)
+    copys = Put(key, encode_grant(Grant(GatewayId("gw1"), bytes(16), gateway.membership._last)))
+    await world.store.txn([], [copys], timeout_s=1)
+    pinned = await world.pin(tenant, VN)
+    await world.clock.advance(1)
+    assert gateway.membership._applied == {pinned.tenant.policy.shard: pinned.number}
+    assert ack_of(world, gateway) == was
+    await world.clock.advance(1)
+    await running
+    assert cloned == [gateway]
+    assert ack_of(world, gateway) == was
+
+
+async def test_an_acknowledgement_that_meets_a_renewal_is_put_once_that_is_answered() -> None:
+    async with World().running() as world:
+        tenant = await world.tenant()
+        gateway = world.gateway()
+        await world.clock.advance(1.9)
+        gateway.link.arrive.clear()
+        await world.clock.advance(0.2)  # the renewal is in the store, and its answer on its way
+        pinned = await world.pin(tenant, VN)
+        await world.clock.advance(0.1)
+        gateway.link.arrive.set()
+        await world.clock.advance(0)
+        assert ack_of(world, gateway) == Ack({pinned.tenant.policy.shard: pinned.number}, {})
+
+
+async def test_renewals_that_are_wanted_all_the_time_keep_back_no_acknowledgement() -> None:
+    async with World().running() as world:
+        tenant = await world.tenant()
+        gateway = world.gateway()
+        await world.clock.advance(0.5)
+
+        async def want() -> None:
+            while True:
+                await gateway.membership.renew()
+
+        wanting = [asyncio.ensure_future(want()) for _ in range(2)]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        before = gateway.membership.renewals
+        pinned = await world.pin(tenant, VN)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert ack_of(world, gateway) == Ack({pinned.tenant.policy.shard: pinned.number}, {})
+        assert gateway.membership.renewals > before + 2
+        for task in wanting:
+            task.cancel()
+
+
+async def test_what_only_waits_for_replicas_is_told_once_they_have_confirmed_or_a_moment_later() -> None:
+    async with World().running() as world:
+        tenant = await world.tenant()
+        gateway = world.gateway()
+        await world.clock.advance(0.5)
+        written = gateway.membership._acks.written
+        gateway.draining[tenant] = drain(2, 0.0)
+        pinned = await world.pin(tenant, VN)
+        await world.clock.advance(0.02)
+        assert gateway.membership._acks.written == written
+        gateway.draining.clear()
+        gateway.membership.changed()
+        await world.clock.advance(0)
+        assert ack_of(world, gateway) == Ack({pinned.tenant.policy.shard: pinned.number}, {})
+        assert gateway.membership._acks.written == written + 1
+        gateway.draining[tenant] = drain(2, 0.0)
+        gateway.membership.changed()
+        await world.clock.advance(0.06)
+        assert ack_of(world, gateway) == Ack({pinned.tenant.policy.shard: pinned.number}, {tenant: drain(2, 0.0)})
 
 
 async def test_a_renewal_that_is_wanted_now_begins_now_and_is_shared() -> None:
