@@ -126,7 +126,7 @@ class Ongoing:
         """
         self._there = frozenset({right})
         self.check()
-        if right not in rights_of(self._running.policy(self)):
+        if right not in rights_of(self._running.newest(self.tenant)):
             raise MeshError(Code.NO_CAPACITY)
         self.handed = True
 
@@ -204,14 +204,12 @@ class _Draining:
     Attributes:
         revision: The newest that was applied since.
         below: What replicas must refuse once all that a change ended has ended here; None where no change asks for it.
-        keys: Keys that ended, and what replicas must refuse of each.
         lowered: Whether replicas must be told of shorter deadlines.
         fences: What replicas have been told.
     """
 
     revision: Revision
     below: PolicyNumber | None = None
-    keys: dict[KeyId, PolicyNumber] = field(default_factory=dict[KeyId, PolicyNumber])
     lowered: bool = False
     fences: list[Fenced] = field(default_factory=list["Fenced"])
 
@@ -279,7 +277,9 @@ class Running:
         policy = self._book.tenant(key.tenant)
         draining = self._draining.setdefault(key.tenant, _Draining(_revision(policy)))
         draining.revision = max(draining.revision, _revision(policy))
-        draining.keys[key.key_id] = PolicyNumber(0, 0) if policy is None else self._next(policy)
+        if policy is not None:
+            # At once: what is said of the tenant's other work must not come before it.
+            draining.fences.append(self.replicas.fence(key.tenant, self._next(policy), key.key_id))
         self._woken()
 
     def confirmed(self) -> None:
@@ -379,6 +379,10 @@ class Running:
         """By which a call goes on: the newest, or the one that permitted it where a newer one does not."""
         return self._book.tenant(call.tenant) if call.end is None else call.end.older
 
+    def newest(self, tenant: TenantId) -> TenantPolicy | None:
+        """By which anything new is begun, whatever may still go on."""
+        return self._book.tenant(tenant)
+
     def left_s(self, policy: TenantPolicy, uses: Rights, now: Instant) -> float:
         """What is left of authority in every place that is used."""
         return min(self.authority.left_s(policy, right.place, now) for right in uses)
@@ -409,9 +413,6 @@ class Running:
         if draining.lowered:
             draining.lowered = False
             draining.fences.append(replicas.lowered(tenant))
-        for key_id, below in draining.keys.items():
-            draining.fences.append(replicas.fence(tenant, below, key_id))
-        draining.keys.clear()
         if any(True for _ in self._ending(tenant)):
             return
         if draining.below is not None:

@@ -238,7 +238,7 @@ class HandOuts:
             left_ms = _left_ms(hold.left_at, arrived)
             told.hand(hold.tenant, arrived, left_ms / 1000, now)
             holds.append(SaidHold(hold.tenant, left_ms, hold.number))
-        named = {hold.tenant for hold in holds}
+        lowered: dict[TenantId, None] = {}
         fences: dict[tuple[TenantId, KeyId | None], PolicyNumber] = {}
         for ask, said in told.asks.items():
             if said is None:
@@ -246,9 +246,10 @@ class HandOuts:
             if ask.below is not None:
                 at = ask.tenant, ask.key_id
                 fences[at] = max(ask.below, fences.get(at, ask.below))
-            elif ask.tenant not in named:
-                named.add(ask.tenant)
-                holds.append(SaidHold(ask.tenant, 0, _EVERY))
+            else:
+                lowered[ask.tenant] = None
+        # Of what was sent later than all that runs, nothing runs; such a hop may still lie in the replica's socket.
+        holds += (SaidHold(tenant, 0, _EVERY) for tenant in lowered)
         said_fences = [SaidFence(tenant, below, key_id) for (tenant, key_id), below in fences.items()]
         return Said(told.ping, told.message, holds, said_fences)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import pytest
 from gateway.world import KEY, TENANT, VN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manual_clock import ManualClock
 
+from mesh.errors import Code, MeshError
 from mesh.gateway.running import CutError, Ongoing, Running
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, Spans, TenantKey, TenantPolicy
@@ -242,3 +244,25 @@ def test_a_piece_passes_exactly_while_something_covers_its_call(
         loop.run_until_complete(scenario())
     finally:
         loop.close()
+
+
+async def test_a_key_that_ends_is_told_of_before_anything_else_of_its_tenant() -> None:
+    """A later hold would cover what was sent with that key as well."""
+    ground = Ground()
+    ground.begin("client", handed=True)
+    ground.take(KeyEnds(KEY.key_id))
+    said = ground.handouts.message(ReplicaId("a"))
+    assert [(fence.tenant, fence.key_id) for fence in said.fences] == [(TENANT, KEY.key_id)]
+
+
+async def test_what_drains_is_sent_nowhere_that_the_newest_policy_does_not_allow() -> None:
+    """A second address of a region that was removed while the first was tried."""
+    ground = Ground()
+    call = ground.running.enter(tenant=TENANT, key_id=KEY.key_id, uses=USES["client"])
+    with call:
+        call.reach(Right(FAR, True))
+        ground.take(Change(frozenset({HOME, OUT}), Transfer.WITHIN_ALLOWED, TenantState.ACTIVE, 30.0, Spans()))
+        call.check()  # it drains
+        with pytest.raises(MeshError) as refused:
+            call.reach(Right(FAR, True))
+        assert refused.value.code is Code.NO_CAPACITY

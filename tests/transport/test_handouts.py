@@ -250,13 +250,13 @@ def test_what_is_known_of_a_replica_that_is_gone_is_forgotten_when_nothing_can_r
 
 
 def test_a_lowered_deadline_is_said_to_every_replica(desk: Desk) -> None:
-    """With what `holds` says; where it does not name the tenant, whatever was sent before has nothing left."""
+    """With what `holds` says; whatever was sent before, but later than all that, has nothing left: it does not run."""
     desk.join(A, B)
     desk.out.holds = lambda replica: [HoldFor(T, lambda _: 2.0, N5)] if replica == A else []
     lowered = desk.out.lowered(T)
     assert desk.told == ["ask"]
     to_a, to_b = desk.out.message(A), desk.out.message(B)
-    assert to_a.holds == [SaidHold(T, 2000, N5)]
+    assert to_a.holds == [SaidHold(T, 2000, N5), *to_b.holds]
     [nothing] = to_b.holds
     assert (nothing.tenant, nothing.left_ms) == (T, 0)
     assert nothing.number > PolicyNumber(10**6, 10**12)
