@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -11,6 +12,7 @@ from mesh.control.changes import Changes
 from mesh.control.records import HomeTrust, Trust
 from mesh.control.signing import Signer
 from mesh.control.store import Store
+from mesh.ledger import SignedRecord
 from mesh.ports import Clock, Entropy
 from mesh.runtime import SystemEntropy
 from mesh.settings import PolicyKey
@@ -52,6 +54,7 @@ class Notebook:
     """A journal in memory."""
 
     rows: dict[int, tuple[str, bytes, int, Revision]] = field(default_factory=dict)
+    made_rows: set[int] = field(default_factory=set)
     count: int = 0
 
     async def signed(self, key: str, value: bytes, epoch: int, revision: Revision) -> int:
@@ -59,8 +62,18 @@ class Notebook:
         self.rows[self.count] = (key, value, epoch, revision)
         return self.count
 
+    async def made(self, numbers: Sequence[int]) -> None:
+        self.made_rows.update(numbers)
+
     async def unmade(self, number: int) -> None:
         del self.rows[number]
+
+    async def signed_since_made(self) -> Sequence[SignedRecord]:
+        """All of it: what is older than was made makes no difference."""
+        return [
+            SignedRecord(at=row[0], value=row[1], epoch=row[2], revision=row[3], made=number in self.made_rows)
+            for number, row in sorted(self.rows.items(), key=lambda item: (*item[1][:1], *item[1][2:], item[0]))
+        ]
 
 
 def changes_in(

@@ -6,17 +6,21 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from mesh import tls
+from mesh.admin.control import ControlDesk
 from mesh.admin.routes import routes
 from mesh.admin.service import AdminService
 from mesh.admin.shrinks import Shrinks
 from mesh.admin.tenants import Tenants
 from mesh.control.barrier import Barrier
 from mesh.control.changes import Changes
+from mesh.control.epoch import EpochStart
 from mesh.control.etcd import open_store
 from mesh.control.hashing import key_hasher
+from mesh.control.history import StoreHistory
 from mesh.control.members import Members
 from mesh.control.ops import sweep
 from mesh.control.records import trust_of
+from mesh.control.recovery import Recovery
 from mesh.control.signing import Signer
 from mesh.control.store import Store, StoreError
 from mesh.control.sweep import MemberSweeper
@@ -83,12 +87,36 @@ class AdminProgram:
             # A region without a policy key can have no tenants; all else works.
             signer = Signer.load(pki, region) if region.policy_keys else None
             members = Members(store, clock, self._tasks, self._log)
-            barrier = Barrier(store=store, region=region.id, members=members, trust=trust, clock=clock, log=self._log)
+            history = StoreHistory(self._log)
+            start = EpochStart(store, region.id, trust, clock)
+            recovery = Recovery(
+                store=store,
+                home=region.id,
+                signer=signer,
+                trust=trust,
+                memory=ledger,
+                history=history,
+                start=start,
+                clock=clock,
+                entropy=self._entropy,
+                log=self._log,
+            )
+            barrier = Barrier(
+                store=store,
+                region=region.id,
+                members=members,
+                trust=trust,
+                clock=clock,
+                log=self._log,
+                history=history,
+                start=start,
+            )
+            changes = Changes(store, region.id, clock, self._entropy, signer, trust, journal=ledger, history=history)
             service = AdminService(
                 tenants=Tenants(
                     here=here,
                     ledger=ledger,
-                    changes=Changes(store, region.id, clock, self._entropy, signer=signer, trust=trust, journal=ledger),
+                    changes=changes,
                     hasher=hasher,
                     mac_secret=tls.read_mesh_secret(pki),
                     clock=clock,
@@ -96,6 +124,7 @@ class AdminProgram:
                 ),
                 shrinks=Shrinks(barrier=barrier, signer=signer, epoch=trust.epoch, clock=clock),
                 barrier=barrier,
+                control=ControlDesk(epoch=trust.epoch, history=history, start=start, recovery=recovery, clock=clock),
                 ledger=ledger,
                 routes=await stack.enter_async_context(routes(region, own)),
                 clock=clock,
@@ -117,6 +146,8 @@ class AdminProgram:
                 async with self._tasks() as tasks:
                     tasks.spawn(self._sweep(store), "op-sweeper")
                     tasks.spawn(members.run(), "members")
+                    tasks.spawn(start.run(), "epoch-start")
+                    tasks.spawn(recovery.run(), "ledger-compared")
                     sweeper = MemberSweeper(store, region.id, trust.cap_s, clock, self._log)
                     tasks.spawn(sweeper.run(), "member-sweeper")
                     await stop.wait()

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue]
 
+from mesh.admin.control import ControlDesk
 from mesh.admin.routes import Routes
 from mesh.admin.shrinks import Patience, Progress, Shrinks
 from mesh.admin.tenants import NamedTenant, Tenants
@@ -41,11 +42,20 @@ class AdminService:
     """The service of one region, for the operator's certificate only."""
 
     def __init__(
-        self, *, tenants: Tenants, shrinks: Shrinks, barrier: Barrier, ledger: Ledger, routes: Routes, clock: Clock
+        self,
+        *,
+        tenants: Tenants,
+        shrinks: Shrinks,
+        barrier: Barrier,
+        control: ControlDesk,
+        ledger: Ledger,
+        routes: Routes,
+        clock: Clock,
     ) -> None:
         self._tenants = tenants
         self._shrinks = shrinks
         self._barrier = barrier
+        self._control = control
         self._ledger = ledger
         self._routes = routes
         self._clock = clock
@@ -80,6 +90,8 @@ class AdminService:
             "SetTransfer": follower(self._set_transfer, pb.SetTransferRequest),
             "PinStatus": operator(self._pin_status, pb.PinStatusRequest),
             "AttestDead": operator(self._attest_dead, pb.AttestDeadRequest),
+            "ControlStatus": operator(self._control.status, pb.ControlStatusRequest),
+            "Recover": follower(self._control.recover, pb.RecoverRequest),
             "CreateKey": operator(self._create_key, pb.CreateKeyRequest),
             "ListKeys": operator(self._list_keys, pb.ListKeysRequest),
             "FindKey": operator(self._find_key, pb.FindKeyRequest),
@@ -334,6 +346,7 @@ def _progress(progress: Progress, name: str) -> pb.ShrinkProgress:
             for member in progress.members
         ],
         waited_ms=progress.waited_ms,
+        recovery_left_ms=round(progress.recovery_left_s * 1000),
         done=progress.done,
         receipt=progress.receipt,
     )

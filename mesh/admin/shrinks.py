@@ -44,6 +44,7 @@ class Progress:
         outcome: What was committed.
         members: How each member stands to it.
         done: Whether the promise holds.
+        recovery_left_s: For how long it is waited whatever is acknowledged.
         receipt: With `done`, if asked for.
     """
 
@@ -51,6 +52,7 @@ class Progress:
     members: tuple[MemberState, ...] = ()
     waited_ms: int = 0
     done: bool = False
+    recovery_left_s: float = 0.0
     receipt: str = ""
 
 
@@ -95,7 +97,12 @@ class Shrinks:
                     self._barrier.wait(outcome, strict=patience.strict, deadline_s=patience.timeout_s)
                 ) as states:
                     async for state in states:
-                        said = replace(said, members=state.members, waited_ms=state.waited_ms)
+                        said = replace(
+                            said,
+                            members=state.members,
+                            waited_ms=state.waited_ms,
+                            recovery_left_s=state.recovery_left_s,
+                        )
                         self._open[waiting] = Open(
                             outcome.op_id, outcome.tenant.policy.tenant, outcome.revision, state.waited_ms
                         )

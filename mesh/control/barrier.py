@@ -3,6 +3,8 @@
 Whether it does is judged (`standing.py`) on one linearizable read of the tenant's record, the grants and the
 acknowledgements; a watch only tells when to read.
 
+For some time after a recovery of the store every wait takes its full W: see `epoch.py`.
+
 Where the store cannot be read when W is over, the wait ends by its timer alone. That is sound: the members are those of
 the commit itself, and the timer needs nobody's word. Only whether a *later* change gave back what this one took is then
 not known; such a change was made by somebody else while this one was under way.
@@ -17,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from mesh.control import layout
+from mesh.control.epoch import EpochStart
+from mesh.control.history import StoreHistory
 from mesh.control.members import Members, SeenAck
 from mesh.control.memberships import Ack, Drain, decode_ack, grant_of, members_of
 from mesh.control.records import RecordError, Trust, decode_tenant
@@ -76,7 +80,16 @@ class Barrier:
     """Waits until changes of this home's tenants hold everywhere, and tells how the members stand."""
 
     def __init__(
-        self, *, store: Store, region: RegionId, members: Members, trust: Trust, clock: Clock, log: Log | None = None
+        self,
+        *,
+        store: Store,
+        region: RegionId,
+        members: Members,
+        trust: Trust,
+        clock: Clock,
+        log: Log | None = None,
+        history: StoreHistory | None = None,
+        start: EpochStart | None = None,
     ) -> None:
         self._store = store
         self._region = region
@@ -84,6 +97,8 @@ class Barrier:
         self._trust = trust
         self._clock = clock
         self._log = log
+        self._history = history or StoreHistory()
+        self._start = start or EpochStart(store, region, trust, clock)
 
     async def wait(
         self, change: Committed, *, strict: bool = False, deadline_s: float | None = None
@@ -103,7 +118,17 @@ class Barrier:
         if change.shrink is None:
             yield BarrierState(members=(), done=True, current=True, waited_ms=_waited_ms(change, self._clock.instant()))
             return
-        wait = _Wait(self._store, self._members, self._trust, self._clock, change, strict=strict, deadline_s=deadline_s)
+        wait = _Wait(
+            self._store,
+            self._members,
+            self._trust,
+            self._clock,
+            change,
+            history=self._history,
+            start=self._start,
+            strict=strict,
+            deadline_s=deadline_s,
+        )
         with self._members.hints() as hint:
             while True:
                 hint.clear()
@@ -199,6 +224,8 @@ class _Wait:
         clock: Clock,
         change: Committed,
         *,
+        history: StoreHistory,
+        start: EpochStart,
         strict: bool,
         deadline_s: float | None,
     ) -> None:
@@ -207,6 +234,8 @@ class _Wait:
         self._trust = trust
         self._clock = clock
         self._change = change
+        self._history = history
+        self._start = start
         self._strict = strict
         self._until_s = math.inf if deadline_s is None else clock.now_s() + deadline_s
         self._wait_s = 0.0 if change.shrink is None else wait_s(change.shrink.span_s)
@@ -227,9 +256,14 @@ class _Wait:
         self._fresh, self._read_s = False, self._clock.now_s()
         policy = self._change.tenant.policy
         ranges = [Range(layout.policy_key(policy.home, policy.tenant)), Range(*layout.MEMBERS)]
+        seen = self._history.seen()
         try:
             answer = await self._store.txn((), ranges, timeout_s=max(_SHORTEST_S, self._left_s(_READ_S)))
             received = self._clock.instant()
+            try:
+                self._history.take(answer, seen)
+            except MeshError:
+                raise _other_store() from None
             record, members = answer.ranges[0].items, answer.ranges[1].items
             if answer.revision < self._revision or not record:
                 raise _other_store()
@@ -272,6 +306,9 @@ class _Wait:
         """Waits until it is time to read, or for a hint; False for one that does not make everyone accounted for."""
         now, now_s = self._clock.instant(), self._clock.now_s()
         left_s = self._left_s(self._read_s + _TICK_S - now_s)
+        recovery_left_s = self._recovery_left_s(now)
+        if recovery_left_s > 0:
+            left_s = min(left_s, recovery_left_s)
         if not self._strict:
             over_s = self._wait_s - now.least_since(self._change.committed)
             if over_s <= 0:
@@ -295,7 +332,9 @@ class _Wait:
         change, strict = self._change, self._strict
         is_over = not strict and now.least_since(change.committed) >= self._wait_s
         members = judge(change, self._view, now, strict=strict)
-        done = read and (self._fresh or is_over) and all(member.accounted for member in members)
+        recovery_left_s = self._recovery_left_s(now)
+        known = recovery_left_s <= 0 and all(member.accounted for member in members)
+        done = read and (self._fresh or is_over) and known
         superseded = read and self._superseded
         if not done:
             members = judge(change, self._heard(), now, strict=strict)
@@ -306,7 +345,13 @@ class _Wait:
             out_of_patience=not done and not superseded and self._clock.now_s() >= self._until_s,
             current=done and self._fresh,
             waited_ms=_waited_ms(change, now),
+            recovery_left_s=recovery_left_s,
         )
+
+    def _recovery_left_s(self, now: Instant) -> float:
+        """For how long those whom nobody knows any more may still act by what was; strict waits wait for them, too."""
+        over_s = self._wait_s - now.least_since(self._change.committed)
+        return max(0.0, min(over_s, self._start.left_s(now)))
 
     def _heard(self) -> View:
         """What was read, and what was heard since."""

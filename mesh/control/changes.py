@@ -22,6 +22,7 @@ from mesh.control.commits import (
     key_record,
     tenant_record,
 )
+from mesh.control.history import StoreHistory
 from mesh.control.records import (
     KeyRecord,
     TenantRecord,
@@ -68,12 +69,13 @@ class Changes:
         signer: Signer | None,
         trust: Trust,
         journal: Journal,
+        history: StoreHistory | None = None,
     ) -> None:
         self._store = store
         self._home = home
         self._clock = clock
         self._trust = trust
-        self._commits = Commits(store, home, clock, entropy, signer, trust, journal)
+        self._commits = Commits(store, home, clock, entropy, signer, trust, journal, history or StoreHistory())
 
     async def check(self) -> None:
         """Asks the store for anything: whether it is there, with a quorum."""

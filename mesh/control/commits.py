@@ -7,12 +7,14 @@ are. What it puts was signed, and written into the home's ledger, before it is s
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
 from mesh.control import layout
+from mesh.control.history import StoreHistory
 from mesh.control.memberships import Member, members_of
 from mesh.control.ops import checked_op_id, new_op_id
 from mesh.control.records import (
@@ -95,6 +97,10 @@ class Journal(Protocol):
         """Keeps a record that is about to be sent, for good, and numbers it."""
         ...
 
+    async def made(self, numbers: Sequence[int]) -> None:
+        """Notes that records surely came into the store."""
+        ...
+
     async def unmade(self, number: int) -> None:
         """Forgets one that surely never came into the store."""
         ...
@@ -149,6 +155,7 @@ class Commits:
         signer: Signer | None,
         trust: Trust,
         journal: Journal,
+        history: StoreHistory,
     ) -> None:
         self._store = store
         self._home = home
@@ -157,8 +164,7 @@ class Commits:
         self._signer = signer
         self._trust = trust
         self._journal = journal
-        self._seen = 0
-        self._went_back = False
+        self._history = history
 
     async def change(
         self,
@@ -195,6 +201,7 @@ class Commits:
                 sent = lost = True  # lost until the store says what became of it
                 outcome = await self._commit(before, draft, puts, request, deadline_s)
                 if outcome is not None:
+                    await self._note_made(numbers, deadline_s)
                     return outcome
                 lost = False
                 for number in numbers:
@@ -223,16 +230,10 @@ class Commits:
         ]
         if request.key_id is not None:
             reads.append(Range(layout.key_key(home, tenant, request.key_id)))
-        seen = self._seen
+        seen = self._history.seen()
         answer = await self._store.txn((), reads, timeout_s=self._left_s(deadline_s))
         read = self._clock.instant()
-        if answer.revision < seen:
-            self._went_back = True
-        self._seen = max(seen, answer.revision)
-        if self._went_back:
-            # What it has lost, and who the members of the lost history were, cannot be known from here.
-            hint = "It shows an older state than before: it was restored. Nothing is changed until it was recovered."
-            raise MeshError(Code.POLICY_STORE_UNAVAILABLE, hint=hint)
+        self._history.take(answer, seen)
         record, op, _, _, *key = (result.items[0] if result.items else None for result in answer.ranges)
         held = key[0] if key else None
         known = tenant_record(record, self._trust) if record else None
@@ -272,6 +273,12 @@ class Commits:
             pass
         raise MeshError(Code.INTERNAL_ERROR, hint="The region's ledger does not answer; nothing was changed.")
 
+    async def _note_made(self, numbers: list[int], deadline_s: float) -> None:
+        """Notes that a change was made. Without the note a recovery takes it for one that may not have been."""
+        with suppress(MeshError, TimeoutError):
+            async with self._clock.timeout(self._left_s(deadline_s)):
+                await self._journal.made(numbers)
+
     async def _commit(
         self, before: Before, draft: Draft, puts: list[Put], request: _Request, deadline_s: float
     ) -> Outcome | None:
@@ -290,11 +297,12 @@ class Commits:
             Range(head),
             Range(*layout.GRANTS),
         ]
+        seen = self._history.seen()
         answer = await self._store.txn([*compares, Compare(op_at, 0)], ops, timeout_s=self._left_s(deadline_s))
         committed = self._clock.instant()
+        self._history.take(answer, seen)
         if not answer.succeeded:
             return None
-        self._seen = max(self._seen, answer.revision)
         return Outcome(
             tenant=draft.tenant,
             key=draft.key,

@@ -4,6 +4,7 @@
     /mesh/grant/<region>/<uuid>                                 that region's gateways
     /mesh/head/<home>/<shard>                                   that home's admin, as all below
     /mesh/op/<home>/<tenant>/<op id>
+    /mesh/op/<home>/recovery
     /mesh/policy/<home>/<shard>/<tenant>
     /mesh/policy/<home>/<shard>/<tenant>/key/<key id>
 
@@ -108,6 +109,11 @@ def key_key(home: RegionId, tenant: TenantId, key_id: KeyId) -> str:
 def op_key(home: RegionId, tenant: TenantId, op_id: str) -> str:
     """The key that one change leaves, so that it is never made twice."""
     return f"{_ROOT}op/{home}/{tenant}/{op_id}"
+
+
+def recovery_key(home: RegionId) -> str:
+    """The key that a home's recovery leaves."""
+    return f"{_ROOT}op/{home}/recovery"
 
 
 def op_prefix(home: RegionId) -> str:

@@ -27,6 +27,8 @@ from mesh.types import Jurisdiction, KeyId, RegionId, Revision, TenantId, Tenant
 from mesh.v1 import control_pb2 as pb
 
 NONCE_BYTES = 16
+FIRST_EPOCH = 1
+"""The control epoch of a mesh whose store was never recovered."""
 _DOMAIN = b"mesh.tenant.v1"
 _TENANT = re.compile(r"t_[a-z2-7]{16}")
 _JURISDICTION = re.compile(r"[A-Z]{2}")
@@ -261,6 +263,15 @@ def decode_key(at: layout.KeyKey, value: bytes, trust: Trust) -> KeyRecord:
         created_s=wire.created_s,
         revoked_s=wire.revoked_s if revoked else None,
     )
+
+
+def epoch_of(at: str, value: bytes) -> int:
+    """The control epoch that a record at a key says it was signed for; 0 if it is not one."""
+    is_key = isinstance(layout.parse(at), layout.KeyKey)
+    try:
+        return (_parse(pb.KeyRecord, value) if is_key else _parse(pb.PolicyRecord, value)).epoch
+    except RecordError:
+        return 0
 
 
 def encode_head(changed: str, op_id: str) -> bytes:

@@ -107,6 +107,8 @@ class BarrierState:
         current: Whether the record was read after everyone was accounted for; False where the timer ended the wait
             while the store could not be read.
         waited_ms: Since the commit was answered.
+        recovery_left_s: For how long it goes on whatever is acknowledged: the control store was recovered, and the
+            members of the history that it lost are not known.
     """
 
     members: tuple[MemberState, ...]
@@ -115,6 +117,7 @@ class BarrierState:
     out_of_patience: bool = False
     current: bool = False
     waited_ms: int = 0
+    recovery_left_s: float = 0.0
 
     @property
     def over(self) -> bool:

@@ -413,9 +413,12 @@ class GatewayProgram:
         return -1.0 if age_s is None else age_s
 
     def _policy_seen(self) -> PolicySeen:
-        feed = self._feed
+        feed, membership = self._feed, self._membership
         return PolicySeen(
-            loaded=self._book.loaded, live=feed is not None and feed.live, applied=0 if feed is None else feed.applied
+            loaded=self._book.loaded,
+            live=feed is not None and feed.live,
+            applied=0 if feed is None else feed.applied,
+            store_went_back=membership is not None and membership.went_back_once,
         )
 
     def _settle(self, ledger: Ledger, settled: Settled) -> None:

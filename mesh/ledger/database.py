@@ -139,17 +139,34 @@ class Database:
         with self._engine.begin() as connection:
             connection.execute(POLICY_RECORDS.delete().where(POLICY_RECORDS.c.number == number))
 
-    def last_signed(self) -> list[SignedRecord]:
-        """The last one of each key: of its highest epoch the highest revision, and of those the one signed last."""
+    def mark_made(self, numbers: Sequence[int]) -> None:
+        """Notes that signed records are in the control store."""
+        with self._engine.begin() as connection:
+            connection.execute(POLICY_RECORDS.update().where(POLICY_RECORDS.c.number.in_(numbers)).values(made=True))
+
+    def signed_since_made(self) -> list[SignedRecord]:
+        """Of each key the newest record that was surely made and all that are not older, in their order."""
         table = POLICY_RECORDS.c
         order = (table.epoch.desc(), table.revision.desc(), table.number.desc())
         place = sa.func.row_number().over(partition_by=table.at, order_by=order).label("place")
-        ranked = sa.select(table.at, table.value, table.epoch, table.revision, place).subquery()
-        query = sa.select(ranked).where(ranked.c.place == 1).order_by(ranked.c.at)
+        ranked = sa.select(table.at, table.epoch, table.revision, place).where(table.made).subquery()
+        last = sa.select(ranked.c.at, ranked.c.epoch, ranked.c.revision).where(ranked.c.place == 1).subquery()
+        query = (
+            sa.select(table.at, table.value, table.epoch, table.revision, table.made)
+            .select_from(POLICY_RECORDS.outerjoin(last, table.at == last.c.at))
+            .where(
+                sa.or_(
+                    last.c.at.is_(None),
+                    table.epoch > last.c.epoch,
+                    sa.and_(table.epoch == last.c.epoch, table.revision >= last.c.revision),
+                )
+            )
+            .order_by(table.at, table.epoch, table.revision, table.number)
+        )
         with self._engine.connect() as connection:
             return [
-                SignedRecord(at=at, value=value, epoch=epoch, revision=Revision(revision))
-                for at, value, epoch, revision, _ in connection.execute(query)
+                SignedRecord(at=at, value=value, epoch=epoch, revision=Revision(revision), made=bool(made))
+                for at, value, epoch, revision, made in connection.execute(query)
             ]
 
     def add_account(self, account: Account) -> None:

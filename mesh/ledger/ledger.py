@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -97,7 +97,7 @@ class Ledger:
             revision: The policy revision of its tenant that the change makes.
 
         Returns:
-            A number for `unmade`.
+            A number for `made` and `unmade`.
         """
         record = SignedRecord(at=key, value=value, epoch=epoch, revision=revision)
         return await self._in_thread(lambda: self._database.add_signed(record))
@@ -106,9 +106,16 @@ class Ledger:
         """Forgets a record that surely never came into the control store."""
         await self._in_thread(lambda: self._database.drop_signed(number))
 
-    async def last_signed(self) -> list[SignedRecord]:
-        """The last signed record of each key, also where it is not known whether it came into the control store."""
-        return await self._in_thread(self._database.last_signed)
+    async def made(self, numbers: Sequence[int]) -> None:
+        """Notes that records are surely in the control store."""
+        await self._in_thread(lambda: self._database.mark_made(numbers))
+
+    async def signed_since_made(self) -> list[SignedRecord]:
+        """Of each key the newest record that surely came into the control store, and all signed records not older.
+
+        In the order of key, epoch, revision and signing. Where none is known to have come there, all of the key's.
+        """
+        return await self._in_thread(self._database.signed_since_made)
 
     async def add_account(self, account: Account) -> None:
         """Adds an account.

@@ -74,12 +74,14 @@ class SignedRecord:
         value: The record with its signature.
         epoch: The control epoch that it was signed for.
         revision: The policy revision of its tenant that the change made.
+        made: Whether it is known to have come into the control store.
     """
 
     at: str
     value: bytes
     epoch: int
     revision: Revision
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

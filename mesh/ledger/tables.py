@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, String, Table, false
 
 METADATA = MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s"}
@@ -54,6 +54,8 @@ POLICY_RECORDS = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("value", LargeBinary, nullable=False),
+    # Whether it is known to have come into the control store.
+    Column("made", Boolean, nullable=False, server_default=false()),
     Index("ix_policy_records_at", "at", "epoch", "revision", "number"),
 )
 

@@ -27,11 +27,13 @@ class PolicySeen:
         loaded: Whether it has loaded them since it started.
         live: Whether its watch on the control store is live.
         applied: The control store's revision up to which it applied them.
+        store_went_back: Whether it saw the control store go back in time.
     """
 
     loaded: bool
     live: bool
     applied: int
+    store_went_back: bool = False
 
 
 class Inspect:
@@ -73,6 +75,7 @@ class Inspect:
             policy_loaded=policy.loaded,
             policy_live=policy.live,
             policy_applied=policy.applied,
+            store_went_back=policy.store_went_back,
             replicas=self._hub.reports(),
         )
 

@@ -143,7 +143,7 @@ class MemberProgress(_message.Message):
     def __init__(self, member: _Optional[str] = ..., region: _Optional[str] = ..., gateway: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., left_ms: _Optional[int] = ...) -> None: ...
 
 class ShrinkProgress(_message.Message):
-    __slots__ = ("op_id", "tenant", "key", "members", "waited_ms", "done", "revision", "receipt")
+    __slots__ = ("op_id", "tenant", "key", "members", "waited_ms", "done", "revision", "recovery_left_ms", "receipt")
     OP_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +151,7 @@ class ShrinkProgress(_message.Message):
     WAITED_MS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     op_id: str
     tenant: Tenant
@@ -159,8 +160,9 @@ class ShrinkProgress(_message.Message):
     waited_ms: int
     done: bool
     revision: int
+    recovery_left_ms: int
     receipt: str
-    def __init__(self, op_id: _Optional[str] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., members: _Optional[_Iterable[_Union[MemberProgress, _Mapping]]] = ..., waited_ms: _Optional[int] = ..., done: _Optional[bool] = ..., revision: _Optional[int] = ..., receipt: _Optional[str] = ...) -> None: ...
+    def __init__(self, op_id: _Optional[str] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., members: _Optional[_Iterable[_Union[MemberProgress, _Mapping]]] = ..., waited_ms: _Optional[int] = ..., done: _Optional[bool] = ..., revision: _Optional[int] = ..., recovery_left_ms: _Optional[int] = ..., receipt: _Optional[str] = ...) -> None: ...
 
 class PinStatusRequest(_message.Message):
     __slots__ = ()
@@ -237,6 +239,48 @@ class AttestDeadResponse(_message.Message):
     member: str
     gateway: str
     def __init__(self, member: _Optional[str] = ..., gateway: _Optional[str] = ...) -> None: ...
+
+class ControlStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ControlStatusResponse(_message.Message):
+    __slots__ = ("epoch", "compared", "went_back", "published", "recovery_left_ms")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
+    WENT_BACK_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    compared: bool
+    went_back: bool
+    published: bool
+    recovery_left_ms: int
+    def __init__(self, epoch: _Optional[int] = ..., compared: _Optional[bool] = ..., went_back: _Optional[bool] = ..., published: _Optional[bool] = ..., recovery_left_ms: _Optional[int] = ...) -> None: ...
+
+class RecoverRequest(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class RecoverProgress(_message.Message):
+    __slots__ = ("tenants", "looked_at", "published", "narrowed", "keys_left_out", "unknown", "done")
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    NARROWED_FIELD_NUMBER: _ClassVar[int]
+    KEYS_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    tenants: int
+    looked_at: int
+    published: int
+    narrowed: _containers.RepeatedScalarFieldContainer[str]
+    keys_left_out: _containers.RepeatedScalarFieldContainer[str]
+    unknown: _containers.RepeatedScalarFieldContainer[str]
+    done: bool
+    def __init__(self, tenants: _Optional[int] = ..., looked_at: _Optional[int] = ..., published: _Optional[int] = ..., narrowed: _Optional[_Iterable[str]] = ..., keys_left_out: _Optional[_Iterable[str]] = ..., unknown: _Optional[_Iterable[str]] = ..., done: _Optional[bool] = ...) -> None: ...
 
 class CreateKeyRequest(_message.Message):
     __slots__ = ("tenant",)

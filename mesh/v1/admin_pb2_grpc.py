@@ -86,6 +86,16 @@ class AdminStub:
                 request_serializer=mesh_dot_v1_dot_admin__pb2.AttestDeadRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.AttestDeadResponse.FromString,
                 _registered_method=True)
+        self.ControlStatus = channel.unary_unary(
+                '/mesh.v1.Admin/ControlStatus',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.ControlStatusRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.ControlStatusResponse.FromString,
+                _registered_method=True)
+        self.Recover = channel.unary_stream(
+                '/mesh.v1.Admin/Recover',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.RecoverRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.RecoverProgress.FromString,
+                _registered_method=True)
         self.CreateKey = channel.unary_unary(
                 '/mesh.v1.Admin/CreateKey',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.CreateKeyRequest.SerializeToString,
@@ -197,6 +207,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ControlStatus(self, request, context):
+        """ControlStatus tells how this region's admin sees the control store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Recover(self, request, context):
+        """Recover publishes this home's policy from its ledger under the control epoch of the configuration.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateKey(self, request, context):
         """CreateKey makes a key. Its secret is in this answer and nowhere else.
         """
@@ -298,6 +322,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.AttestDead,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.AttestDeadRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.AttestDeadResponse.SerializeToString,
+            ),
+            'ControlStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ControlStatus,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.ControlStatusRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.ControlStatusResponse.SerializeToString,
+            ),
+            'Recover': grpc.unary_stream_rpc_method_handler(
+                    servicer.Recover,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.RecoverRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.RecoverProgress.SerializeToString,
             ),
             'CreateKey': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateKey,
@@ -606,6 +640,60 @@ class Admin:
             '/mesh.v1.Admin/AttestDead',
             mesh_dot_v1_dot_admin__pb2.AttestDeadRequest.SerializeToString,
             mesh_dot_v1_dot_admin__pb2.AttestDeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Admin/ControlStatus',
+            mesh_dot_v1_dot_admin__pb2.ControlStatusRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.ControlStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.Admin/Recover',
+            mesh_dot_v1_dot_admin__pb2.RecoverRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.RecoverProgress.FromString,
             options,
             channel_credentials,
             insecure,

@@ -141,6 +141,14 @@ class OpRecord(_message.Message):
     asked: bytes
     def __init__(self, revision: _Optional[int] = ..., barrier: _Optional[_Union[Barrier, _Mapping]] = ..., asked: _Optional[bytes] = ...) -> None: ...
 
+class RecoveryRecord(_message.Message):
+    __slots__ = ("epoch", "complete")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    complete: bool
+    def __init__(self, epoch: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+
 class Removed(_message.Message):
     __slots__ = ("jurisdiction", "sent")
     JURISDICTION_FIELD_NUMBER: _ClassVar[int]

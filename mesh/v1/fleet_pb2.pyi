@@ -103,20 +103,22 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GatewayStatus(_message.Message):
-    __slots__ = ("gateway", "pid", "policy_loaded", "policy_live", "replicas", "policy_applied")
+    __slots__ = ("gateway", "pid", "policy_loaded", "policy_live", "replicas", "policy_applied", "store_went_back")
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     POLICY_LOADED_FIELD_NUMBER: _ClassVar[int]
     POLICY_LIVE_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     POLICY_APPLIED_FIELD_NUMBER: _ClassVar[int]
+    STORE_WENT_BACK_FIELD_NUMBER: _ClassVar[int]
     gateway: str
     pid: int
     policy_loaded: bool
     policy_live: bool
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
     policy_applied: int
-    def __init__(self, gateway: _Optional[str] = ..., pid: _Optional[int] = ..., policy_loaded: _Optional[bool] = ..., policy_live: _Optional[bool] = ..., replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., policy_applied: _Optional[int] = ...) -> None: ...
+    store_went_back: bool
+    def __init__(self, gateway: _Optional[str] = ..., pid: _Optional[int] = ..., policy_loaded: _Optional[bool] = ..., policy_live: _Optional[bool] = ..., replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., policy_applied: _Optional[int] = ..., store_went_back: _Optional[bool] = ...) -> None: ...
 
 class ExplainForRequest(_message.Message):
     __slots__ = ("tenant", "model")

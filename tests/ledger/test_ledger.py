@@ -252,18 +252,27 @@ async def test_kill_loses_only_what_was_not_yet_committed(tmp_path: Path) -> Non
         assert found.requests >= 700
 
 
-async def test_signed_policy_is_kept_and_the_last_of_each_key_is_told(tmp_path: Path) -> None:
+async def test_signed_policy_is_kept_from_what_was_surely_made_on(tmp_path: Path) -> None:
     async with opened(tmp_path) as ledger:
-        await ledger.signed("/a", b"a2", 1, Revision(2))
+        await ledger.signed("/a", b"a1", 1, Revision(1))
+        made = [await ledger.signed("/a", b"a2", 1, Revision(2)), await ledger.signed("/b", b"b3", 2, Revision(3))]
         unmade = await ledger.signed("/a", b"a3", 1, Revision(3))
+        await ledger.signed("/a", b"other a2", 1, Revision(2))
         await ledger.signed("/b", b"b9", 1, Revision(9))
-        await ledger.signed("/b", b"b1", 2, Revision(1))
-        assert [(one.at, one.value) for one in await ledger.last_signed()] == [("/a", b"a3"), ("/b", b"b1")]
+        for at, number in (("c1", 1), ("c2", 2)):
+            await ledger.signed("/c", at.encode(), 1, Revision(number))
         await ledger.unmade(unmade)
     async with opened(tmp_path) as ledger:
-        await ledger.signed("/b", b"again", 2, Revision(1))
-        last = await ledger.last_signed()
-        assert [(one.at, one.value, one.epoch, one.revision) for one in last] == [
-            ("/a", b"a2", 1, 2),
-            ("/b", b"again", 2, 1),
+        everything = ["a1", "a2", "other a2", "b9", "b3", "c1", "c2"]
+        assert [one.value.decode() for one in await ledger.signed_since_made()] == everything
+        await ledger.made(made)
+        await ledger.signed("/b", b"b1", 3, Revision(1))
+        kept = await ledger.signed_since_made()
+        assert [(one.at, one.value, one.epoch, one.revision, one.made) for one in kept] == [
+            ("/a", b"a2", 1, 2, True),
+            ("/a", b"other a2", 1, 2, False),
+            ("/b", b"b3", 2, 3, True),
+            ("/b", b"b1", 3, 1, False),
+            ("/c", b"c1", 1, 1, False),
+            ("/c", b"c2", 1, 2, False),
         ]
