@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,7 @@ class Announcer:
 
     async def _write(self, line: _Line, call: grpc.aio.StreamStreamCall[pb.ReplicaReport, pb.ReplicaSeen]) -> None:
         while True:
+            line.asked.clear()
             line.changed.clear()
             # The moment of sending is taken before anything else: too early only shortens what is allowed.
             report = self._report(line.source.ping())
@@ -134,13 +136,15 @@ class Announcer:
                 await call.write(report)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the stream is over; the reader finds out why
-            # Changes come in crowds (a step of the engine ends several sequences): one report tells of them all.
-            await self._clock.sleep(COALESCE_S)
-            try:
-                async with self._clock.timeout(HEARTBEAT_S - COALESCE_S):
-                    await line.changed.wait()
-            except TimeoutError:
-                pass
+            # Changes come in crowds (a step of the engine ends several sequences): one report tells of them all. That
+            # what was asked for has ended is told at once: somebody waits for it.
+            await self._until(line.asked, COALESCE_S)
+            await self._until(line.changed, HEARTBEAT_S - COALESCE_S)
+
+    async def _until(self, event: asyncio.Event, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with self._clock.timeout(seconds):
+                await event.wait()
 
     async def _read(self, line: _Line, call: grpc.aio.StreamStreamCall[pb.ReplicaReport, pb.ReplicaSeen]) -> str:
         """Reads confirmations until the stream ends."""
@@ -192,18 +196,24 @@ _SILENT = "DEADLINE_EXCEEDED"
 class _Line:
     """One gateway.
 
-    `confirmed` is the last report that it saw, `wanted` the one that `settle` waits for. `told` keeps a gateway that
-    never answered to one line in the log.
+    `asked` is set when what it asked for has ended. `confirmed` is the last report that it saw, `wanted` the one that
+    `settle` waits for. `told` keeps a gateway that never answered to one line in the log.
     """
 
-    __slots__ = ("address", "changed", "confirmed", "joined", "settled", "source", "told", "wanted")
+    __slots__ = ("address", "asked", "changed", "confirmed", "joined", "settled", "source", "told", "wanted")
 
     def __init__(self, address: Address, source: Source) -> None:
         self.address = address
         self.source = source
+        self.asked = asyncio.Event()
         self.changed = asyncio.Event()
         self.settled = asyncio.Event()
         self.joined = self.told = False
         self.confirmed = 0
         self.wanted = 0
-        source.on_heard = self.changed.set
+        source.on_heard = self.heard
+
+    def heard(self) -> None:
+        """What the gateway asked for has ended."""
+        self.asked.set()
+        self.changed.set()

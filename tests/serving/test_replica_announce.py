@@ -6,19 +6,19 @@ import asyncio
 import io
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from serving.fleet_lab import VN, FleetGateway, lab_pki
 
 from mesh.runtime import SystemClock
-from mesh.serving.announce import Announcer, Membership
-from mesh.serving.leases import Leases
+from mesh.serving.announce import COALESCE_S, Announcer, Membership
+from mesh.serving.leases import Fence, Leases
 from mesh.settings import Address
 from mesh.telemetry import Log
 from mesh.tls import prepare_process
-from mesh.types import ReplicaId
+from mesh.types import PolicyNumber, ReplicaId, TenantId
 from mesh.v1 import fleet_pb2 as pb
 
 
@@ -31,12 +31,12 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Announced:
     """An announcer at work, and what it says of itself."""
 
-    def __init__(self, pki: Path, gateways: Sequence[Address]) -> None:
+    def __init__(self, pki: Path, gateways: Sequence[Address], clock: SystemClock) -> None:
         self.running = 0
         membership = Membership(pki=pki, region=VN, gateways=gateways)
         log = Log("replica", "vn-1", io.StringIO(), strict=True)
-        self.leases = Leases(ReplicaId("0" * 16), SystemClock())
-        self.announcer = Announcer(membership, self.report, self.leases, SystemClock(), log)
+        self.leases = Leases(ReplicaId("0" * 16), clock)
+        self.announcer = Announcer(membership, self.report, self.leases, clock, log)
 
     def report(self, number: int) -> pb.ReplicaReport:
         state = pb.REPLICA_STATE_READY
@@ -49,8 +49,8 @@ class Announced:
 
 
 @asynccontextmanager
-async def announcing(pki: Path, *gateways: Address) -> AsyncGenerator[Announced]:
-    announced = Announced(pki, gateways)
+async def announcing(pki: Path, *gateways: Address, clock: SystemClock | None = None) -> AsyncGenerator[Announced]:
+    announced = Announced(pki, gateways, clock or SystemClock())
     task = asyncio.get_running_loop().create_task(announced.announcer.run())
     try:
         yield announced
@@ -83,6 +83,27 @@ async def test_changes_in_a_crowd_are_told_together(pki: Path) -> None:
             await asyncio.sleep(0)
         await gateway.until(lambda: gateway.reports[-1].models[0].running == 500)
         assert len(gateway.reports) - before < 100
+
+
+class Holding(SystemClock):
+    """Crowds of changes never end."""
+
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        return asyncio.timeout(None) if seconds == COALESCE_S else super().timeout(seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        await (asyncio.Event().wait() if seconds == COALESCE_S else super().sleep(seconds))
+
+
+async def test_that_what_was_asked_for_has_ended_is_told_at_once(pki: Path) -> None:
+    gateway = FleetGateway()
+    async with gateway.listening(pki) as address, announcing(pki, address, clock=Holding()) as announced:
+        await gateway.until(lambda: len(gateway.reports) == 1)
+        fence = Fence(TenantId("t_aaaaaaaaaaaaaaaa"), PolicyNumber(0, 2), None)
+        announced.leases._sources[0].said(7, (), [fence])
+        async with asyncio.timeout(30):
+            await gateway.until(lambda: len(gateway.reports) == 2)
+        assert gateway.reports[-1].heard == 7
 
 
 async def test_every_gateway_is_told_whatever_another_does(pki: Path) -> None:
