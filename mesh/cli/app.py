@@ -14,6 +14,7 @@ from typer._click import exceptions as click
 
 from mesh.cli.chat import chat
 from mesh.cli.context import Here
+from mesh.cli.control import control
 from mesh.cli.lifecycle import down, status, up
 from mesh.cli.output import EXIT_REFUSED, EXIT_USAGE, UsageFault, report
 from mesh.cli.pins import gateways, pins
@@ -43,6 +44,7 @@ app.add_typer(routes, name="route", rich_help_panel=_ASK)
 app.add_typer(regions, name="region", rich_help_panel=_ASK)
 app.add_typer(models, name="model", rich_help_panel=_ASK)
 app.add_typer(gateways, name="gateway", rich_help_panel=_RUN)
+app.add_typer(control, name="control", rich_help_panel=_RUN)
 app.command(rich_help_panel=_ASK)(chat)
 
 

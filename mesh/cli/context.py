@@ -50,6 +50,14 @@ class Supervisor(Protocol):
         """
         ...
 
+    def raise_epoch(self, home: Path, *, progress: Callable[[str], None]) -> int:
+        """Begins the next control epoch, in every program of the mesh, and tells which it is.
+
+        Raises:
+            MeshError: NOT_RUNNING, START_FAILED.
+        """
+        ...
+
     def status(self, home: Path) -> Status:
         """How the mesh is.
 

@@ -30,6 +30,10 @@ class Embedded:
         """Ends it."""
         return cast("Sequence[Mapping[str, object]]", embedded.down(home, progress)["stopped"])
 
+    def raise_epoch(self, home: Path, *, progress: Callable[[str], None]) -> int:
+        """Begins the next control epoch."""
+        return embedded.raise_epoch(home, progress)
+
     def status(self, home: Path) -> Status:
         """Asks it."""
         return embedded.status(home)

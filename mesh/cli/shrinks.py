@@ -58,6 +58,7 @@ class _Seen:
     op_id: str
     progress: ShrinkProgress | None = None
     members: dict[str, MemberProgress] = field(default_factory=dict)
+    recovering: bool = False
 
 
 def change(
@@ -155,6 +156,10 @@ async def _shown(seen: _Seen) -> AsyncGenerator[Callable[[ShrinkProgress], None]
 
         def tell(progress: ShrinkProgress) -> None:
             before = take(progress)
+            waits = seen.recovering
+            seen.recovering = progress.recovery_left_ms > 0
+            if seen.recovering and not waits:
+                console.print(_recovery(progress))
             for member in progress.members:
                 known = before.get(member.member)
                 if known is None or known.state != member.state:
@@ -166,13 +171,25 @@ async def _shown(seen: _Seen) -> AsyncGenerator[Callable[[ShrinkProgress], None]
 
         def draw(progress: ShrinkProgress) -> None:
             take(progress)
-            live.update(Text("\n").join(_line(member) for member in progress.members), refresh=True)
+            lines = [_line(member) for member in progress.members]
+            if progress.recovery_left_ms:
+                lines.append(_recovery(progress))
+            live.update(Text("\n").join(lines), refresh=True)
 
         yield draw
 
 
+def _recovery(progress: ShrinkProgress) -> Text:
+    text = "The control store was restored: who else may act on what was is not known, so this waits until {until}"
+    return Text(text.format(until=_until(progress.recovery_left_ms)), style="yellow")
+
+
+def _until(left_ms: int) -> str:
+    return (datetime.now() + timedelta(milliseconds=left_ms)).strftime("%H:%M:%S")  # noqa: DTZ005 - a person's own clock
+
+
 def _line(member: MemberProgress) -> Text:
-    until = (datetime.now() + timedelta(milliseconds=member.left_ms)).strftime("%H:%M:%S")  # noqa: DTZ005 - a person's own clock
+    until = _until(member.left_ms)
     done = member.state in _LISTED.values()
     style = "green" if member.state == MemberState.MEMBER_STATE_ACKNOWLEDGED else "dim" if done else "yellow"
     text = _WORDS.get(member.state, "is not accounted for yet").format(until=until)

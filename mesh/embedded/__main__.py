@@ -21,6 +21,7 @@ from mesh.embedded.addresses import Addresses, addresses_of, taken
 from mesh.embedded.authority import make_pki
 from mesh.embedded.commands import DETACH, SUPERVISOR
 from mesh.embedded.configuration import catalogue, embedded_settings, places, write_settings
+from mesh.embedded.control_epoch import control_epoch
 from mesh.embedded.home import Home, cache_folder
 from mesh.embedded.policy_keys import check_policy_keys, policy_keys
 from mesh.embedded.processes import Roll, end_all, read_record
@@ -87,6 +88,7 @@ def _run(home: Home, regions: Sequence[RegionId], options: argparse.Namespace, e
         cache / "models",
         options.accelerator,
         policy_keys(home.pki, regions),
+        control_epoch(home),
     )
     write_settings(settings, home.config)
     plan = Plan(home=home, addresses=addresses, settings=settings, environ=environ, etcd=options.etcd, gpus=gpus)

@@ -133,6 +133,24 @@ def status(home: Path) -> Row:
     raise _nothing(place)
 
 
+def raise_epoch(home: Path, progress: Progress) -> int:
+    """Begins the next control epoch: gateways and admins start anew with it, and this home keeps it.
+
+    Raises:
+        MeshError: `not_running`; `start_failed` where it could not be kept.
+    """
+    place = Home(home.absolute())
+    progress("beginning a new control epoch: gateways and admins start anew")
+    try:
+        for row in ask(place.run, "raise-epoch", _STOP_S):
+            if "error" in row:
+                raise MeshError(Code.START_FAILED, hint=str(cast("Row", row["error"])["hint"]))
+            return int(cast("int", row["epoch"]))
+    except OSError:
+        pass
+    raise _nothing(place)
+
+
 def samples(home: Path) -> Row:
     """The sample tenants with their keys, as in `samples.json`; empty where none were made."""
     return read_json(Home(home.absolute()).samples)

@@ -58,6 +58,7 @@ def embedded_settings(
     models_dir: Path,
     accelerator: str,
     policy_keys: Mapping[RegionId, tuple[PolicyKey, ...]],
+    control_epoch: int = 1,
 ) -> Settings:
     """The settings of a mesh on this machine."""
     return Settings(
@@ -71,6 +72,7 @@ def embedded_settings(
         key_hash="bcrypt",
         ledger=f"sqlite:///{home.ledger}/{{region}}.db",
         models_dir=models_dir,
+        control_epoch=control_epoch,
     )
 
 

@@ -2,6 +2,7 @@
 
 {"op": "hello"}     {"regions": [...], "state": ..., "pid": ...}    at once
 {"op": "status"}    the object of `mesh status`
+{"op": "raise-epoch"} {"epoch": n} when every program has the next control epoch's configuration and starts anew
 {"op": "stop"}      {"progress": "..."} ..., then {"stopped": [...]} when all has ended
 """
 

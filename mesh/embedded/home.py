@@ -4,6 +4,7 @@ config/         the settings folder that every program reads      pki/      cert
 run/            socket, lock, and what is running                  log/      <part>.log, bounded
 etcd/           the control store's data                           ledger/   <region>.db
 addresses.json  the addresses, ports and mark of this mesh, picked once
+control.json    the control epoch, once the store was recovered
 samples.json    the sample tenants and their keys
 """
 
@@ -64,6 +65,11 @@ class Home:
     def addresses(self) -> Path:
         """The addresses, ports and mark of this mesh."""
         return self.path / "addresses.json"
+
+    @property
+    def control(self) -> Path:
+        """The control epoch, once the store was recovered."""
+        return self.path / "control.json"
 
     @property
     def samples(self) -> Path:

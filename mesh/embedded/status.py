@@ -97,6 +97,7 @@ def status_of(known: Known, view: View) -> Row:
             "version": view.etcd.version if view.etcd else None,
             "pid": etcd.pid,
         },
+        "control": _control(known, view),
         "regions": regions,
     }
 
@@ -186,11 +187,41 @@ def _reasons(known: Known, view: View, *, healthy: bool) -> list[str]:
     if not healthy and known.parts["etcd"].fault is None:
         reasons.append(f"etcd does not answer; see {known.parts['etcd'].log}")
     for region in known.settings.regions.values():
+        reasons.extend(_went_back(region, view))
         lacks = _lacks(region, view)
         reasons.extend(f"{region.id}: {lack}; see {_log(known, region, lack)}" for lack in lacks)
         if not view.admins.get(region.id, False):
             reasons.append(f"{region.id}: its admin does not answer; see {known.parts[admin_part(region.id)].log}")
     return reasons
+
+
+def _went_back(region: Region, view: View) -> list[str]:
+    """Who in a region has seen the control store go back in time, or waits for what it lost."""
+    back = f"{region.id}: the control store went back in time"
+    see = "run 'mesh control recover'; see docs/operator.md, 'Recovery'"
+    said = [(gateway, view.gateways.get((region.id, gateway.id))) for gateway in region.gateways]
+    reasons = [
+        f"{back}: gateway {gateway.id} saw it and serves nobody; {see}"
+        for gateway, one in said
+        if one is not None and one.store_went_back
+    ]
+    control = view.control.get(region.id)
+    if control is not None and control.went_back:
+        reasons.append(f"{back}: its admin saw it and changes nothing; {see}")
+    elif control is not None and not control.published:
+        reasons.append(f"{region.id}: its tenants are not published in control epoch {control.epoch}; {see}")
+    return reasons
+
+
+def _control(known: Known, view: View) -> Row:
+    """The control epoch, and whether the control store was seen to have gone back in it."""
+    admins = [one for one in view.control.values() if one is not None]
+    gateways = [one for one in view.gateways.values() if one is not None]
+    return {
+        "epoch": known.settings.control_epoch,
+        "went_back": any(one.went_back for one in admins) or any(one.store_went_back for one in gateways),
+        "published": all(one.published for one in admins),
+    }
 
 
 def _log(known: Known, region: Region, lack: str) -> Path:

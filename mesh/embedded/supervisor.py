@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc.aio
@@ -20,6 +20,8 @@ from mesh.control.roles import set_up
 from mesh.control.store import StoreError
 from mesh.embedded.addresses import Addresses
 from mesh.embedded.children import Children, children
+from mesh.embedded.configuration import write_settings
+from mesh.embedded.control_epoch import keep_control_epoch
 from mesh.embedded.doorbell import Tell, doorbell
 from mesh.embedded.environment import part_environment, ray_environment, threads_each
 from mesh.embedded.etcd_server import etcd_command
@@ -261,7 +263,11 @@ class _Mesh:
                     self.tell_progress(view)
                     if given_up := [part for part in self.parts.values() if part.given_up]:
                         raise MeshError(Code.START_FAILED, hint=f"{given_up[0].fault}.")
-                    if not samples and self.parts["etcd"].settled.is_set() and all(view.admins.values()):
+                    if not samples and _recovering(view):
+                        self.say({"progress": "the control store went back in time: run 'mesh control recover'"})
+                        samples = True  # they are there again after it
+                    compared = all(said is not None and said.compared for said in view.control.values())
+                    if not samples and compared and self.parts["etcd"].settled.is_set() and all(view.admins.values()):
                         samples = await self.samples()
                     if samples and len(self.told) == len(self.plan.settings.regions):
                         break
@@ -341,6 +347,11 @@ class _Mesh:
                 await tell({"regions": list(self.plan.settings.regions), "state": state, "pid": self.me})
             case "status":
                 await tell(await self.status())
+            case "raise-epoch":
+                try:
+                    await tell({"epoch": await self.raise_epoch()})
+                except MeshError as error:
+                    await tell({"error": {"code": error.code, "hint": error.hint}})
             case "stop":
                 caller: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
                 self.callers.append(caller)
@@ -348,6 +359,23 @@ class _Mesh:
                 await tell({"stopped": await caller})
             case _:
                 await tell({"error": {"code": Code.NOT_FOUND, "message": "unknown op"}})
+
+    async def raise_epoch(self) -> int:
+        """Begins the next control epoch and ends what runs by the old one's configuration: it is started again."""
+        plan = self.plan
+        epoch = plan.settings.control_epoch + 1
+        keep_control_epoch(plan.home, epoch)
+        self.plan = replace(plan, settings=replace(plan.settings, control_epoch=epoch))
+        write_settings(self.plan.settings, plan.home.config)
+        old = [
+            one
+            for one in self.roll.refresh(without=self.me).values()
+            if one.part.startswith(("gateway-", "admin-")) and one.part in self.parts
+        ]
+        for one in old:
+            self.parts[one.part].backoff.failures = 0  # it is none of theirs
+        await stop([one.process for one in old], _GATEWAY_GRACE_S)
+        return epoch
 
     async def end(self) -> None:
         """Ends everything, doors first, and makes sure that nothing is left."""
@@ -373,6 +401,11 @@ class _Mesh:
             if not caller.done():
                 caller.set_result(rows)
         await asyncio.sleep(0.05 if self.callers else 0)  # lets who asked to stop read the answer
+
+
+def _recovering(view: View) -> bool:
+    """Whether the control store waits for its recovery: nothing can be made in it."""
+    return any(said is not None and (said.went_back or not said.published) for said in view.control.values())
 
 
 async def _until(holds: Callable[[], Awaitable[bool]]) -> None:

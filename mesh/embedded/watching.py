@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import grpc
@@ -20,7 +20,7 @@ from mesh.runtime import SystemClock
 from mesh.settings import Gateway, Region, Settings
 from mesh.tls import grpc_channel_credentials, grpc_channel_options
 from mesh.types import GatewayId, RegionId, Role
-from mesh.v1 import fleet_pb2, fleet_pb2_grpc
+from mesh.v1 import admin_pb2, admin_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 
 _Check = Callable[..., Awaitable[health_pb2.HealthCheckResponse]]
 DEADLINE_S = 1.0
@@ -35,11 +35,15 @@ class View:
         etcd: None where it does not answer.
         gateways: A gateway's own words, None where it does not answer.
         admins: Whether each region's admin serves.
+        control: How each region's admin sees the control store, None where it does not answer.
     """
 
     etcd: MemberStatus | None
     gateways: Mapping[tuple[RegionId, GatewayId], fleet_pb2.GatewayStatus | None]
     admins: Mapping[RegionId, bool]
+    control: Mapping[RegionId, admin_pb2.ControlStatusResponse | None] = field(
+        default_factory=dict[RegionId, "admin_pb2.ControlStatusResponse | None"]
+    )
 
 
 class Watcher:
@@ -62,10 +66,12 @@ class Watcher:
             etcd = tasks.create_task(self.store.status(timeout_s=DEADLINE_S))
             gateways = {key: tasks.create_task(self.gateway(*key)) for key in self._gateways}
             admins = {region: tasks.create_task(self.admin(region)) for region in self._admins}
+            control = {region: tasks.create_task(self.control(region)) for region in self._admins}
         return View(
             etcd.result()[0],
             {key: task.result() for key, task in gateways.items()},
             {region: task.result() for region, task in admins.items()},
+            {region: task.result() for region, task in control.items()},
         )
 
     async def gateway(self, region: RegionId, gateway: GatewayId) -> fleet_pb2.GatewayStatus | None:
@@ -73,6 +79,16 @@ class Watcher:
         call = self._gateways[region, gateway].Status(fleet_pb2.StatusRequest(), timeout=DEADLINE_S)
         try:
             return cast("fleet_pb2.GatewayStatus", await call)
+        except grpc.aio.AioRpcError:
+            return None
+
+    async def control(self, region: RegionId) -> admin_pb2.ControlStatusResponse | None:
+        """How a region's admin sees the control store."""
+        call = admin_pb2_grpc.AdminStub(self.admin_channels[region]).ControlStatus(
+            admin_pb2.ControlStatusRequest(), timeout=DEADLINE_S
+        )
+        try:
+            return cast("admin_pb2.ControlStatusResponse", await call)
         except grpc.aio.AioRpcError:
             return None
 

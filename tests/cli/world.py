@@ -38,6 +38,10 @@ class Admin(AdminServicer):
     keys: dict[str, pb.Key] = field(default_factory=dict)
     calls: list[tuple[str, object]] = field(default_factory=list)
     refuse: MeshError | None = None
+    epoch: int = 1
+    went_back: bool = False
+    narrowed: tuple[str, ...] = ()
+    recovering_ms: int = 0  # how long changes wait since a recovery
     breaks_off: bool = False  # whether the next change's stream ends before it is done
 
     def _enter(self, context: grpc.ServicerContext, method: str, request: object) -> None:
@@ -120,7 +124,9 @@ class Admin(AdminServicer):
             for state in states
         ]
         yield pb.ShrinkProgress(op_id=patience.op_id, **what)
-        yield pb.ShrinkProgress(op_id=patience.op_id, members=[first, second[0]], waited_ms=10, **what)
+        waiting = {"members": [first, second[0]], "waited_ms": 10, "recovery_left_ms": self.recovering_ms}
+        for _ in range(2):
+            yield pb.ShrinkProgress(op_id=patience.op_id, **waiting, **what)
         if self.breaks_off:
             self.breaks_off = False
             return
@@ -142,6 +148,19 @@ class Admin(AdminServicer):
             for region in JURISDICTION
         ]
         return pb.PinStatusResponse(members=members)
+
+    def ControlStatus(self, request, context):
+        self._enter(context, "ControlStatus", request)
+        return pb.ControlStatusResponse(epoch=self.epoch, compared=True, went_back=self.went_back, published=True)
+
+    def Recover(self, request, context):
+        self._enter(context, "Recover", request)
+        if request.epoch != self.epoch or self.went_back:
+            self._abort(context, MeshError(Code.INVALID_PARAMETER, param="epoch"))
+        for looked_at in (1, 2):
+            yield pb.RecoverProgress(
+                tenants=2, looked_at=looked_at, published=looked_at, narrowed=self.narrowed, done=looked_at == 2
+            )
 
     def AttestDead(self, request, context):
         self._enter(context, "AttestDead", request)
@@ -217,6 +236,8 @@ class Fixed:
     found: Status | None
     asked: list[Mapping[str, object]] = field(default_factory=list)
     fault: MeshError | None = None
+    admins: Mapping[str, Admin] = field(default_factory=dict)
+    raised: int = 0
 
     def up(self, home: Path, *, regions, accelerator, detach, progress: Callable[[str], None], ready) -> None:
         if self.fault:
@@ -229,6 +250,13 @@ class Fixed:
         self.status(home)
         progress("stopping gateways")
         return [{"name": "gateway-vn-1-g1", "pid": 42}]
+
+    def raise_epoch(self, home: Path, *, progress: Callable[[str], None]) -> int:
+        progress("beginning a new control epoch")
+        for admin in self.admins.values():
+            admin.epoch, admin.went_back = admin.epoch + 1, False
+        self.raised += 1
+        return next(iter(self.admins.values())).epoch
 
     def status(self, home: Path) -> Status:
         if self.found is None:
@@ -279,7 +307,7 @@ def world(home: Path, doors: Mapping[str, type[BaseHTTPRequestHandler]] = {}) ->
             "etcd": {"endpoints": ["https://127.1.0.9:2379"], "healthy": True, "version": "3.5.16", "pid": 1},
             "regions": rows,
         }
-        supervisor = Fixed(status)
+        supervisor = Fixed(status, admins=admins)
         yield World(
             Here({**os.environ, GRPC_SUITES[0]: GRPC_SUITES[1]}, home, supervisor),
             admins,

@@ -13,7 +13,7 @@ from mesh.embedded.parts import Part
 from mesh.embedded.status import Known, admin_part, deploy_part, gateway_part, is_ready, ray_part, status_of
 from mesh.embedded.watching import View, all_gateways
 from mesh.types import GatewayId, RegionId
-from mesh.v1 import fleet_pb2
+from mesh.v1 import admin_pb2, fleet_pb2
 
 VN, SG = RegionId("vn-1"), RegionId("ap-southeast-1")
 ADDRESSES = Addresses("0" * 32, 7, 20_000, places(catalogue()))
@@ -77,6 +77,27 @@ def test_a_mesh_that_was_ready(view: View, region: str, mesh: str, reason: str |
     assert len(reasons) == (reason is not None)
     if reason is not None:
         assert reasons[0].startswith(reason)
+
+
+def test_a_store_that_went_back_is_told_in_words_until_it_was_recovered() -> None:
+    saw = answered(VN)
+    saw.store_went_back = True
+    control = {
+        VN: admin_pb2.ControlStatusResponse(epoch=2, went_back=True, published=True),
+        SG: admin_pb2.ControlStatusResponse(epoch=2, published=False),
+    }
+    status = status_of(known(started={VN, SG}), replace(gateways(saw), control=control))
+    see = "run 'mesh control recover'; see docs/operator.md, 'Recovery'"
+    assert status["state"] == "degraded"
+    assert status["reasons"] == [
+        f"vn-1: the control store went back in time: gateway g1 saw it and serves nobody; {see}",
+        f"vn-1: the control store went back in time: its admin saw it and changes nothing; {see}",
+        f"ap-southeast-1: its tenants are not published in control epoch 2; {see}",
+    ]
+    assert status["control"] == {"epoch": 1, "went_back": True, "published": False}
+    good = admin_pb2.ControlStatusResponse(epoch=2, published=True)
+    status = status_of(known(started={VN, SG}), replace(GOOD, control={VN: good, SG: good}))
+    assert (status["state"], status["reasons"]) == ("ready", [])
 
 
 def test_while_it_starts() -> None:
