@@ -17,6 +17,7 @@ from trust_lab import signer_of
 
 from mesh.admin.shrinks import Patience, Shrinks
 from mesh.control.changes import Outcome
+from mesh.control.history import StoreHistory
 from mesh.control.ops import new_op_id
 from mesh.control.store import Op, Store, StoreError, TxnResult
 from mesh.errors import Code, MeshError
@@ -58,11 +59,14 @@ class SimAdmin:
 
     def __init__(self, episode: Episode, host: Host) -> None:
         parts = episode.parts
-        self.episode, self.host, self.parts = episode, host, parts
+        self.episode, self.host, self.parts, self.trust = episode, host, parts, episode.trust
         self.store = episode.world.store_for(host, Role.ADMIN, episode.home)
+        self.history = StoreHistory()
+        self.start = parts.start(self.store, episode.home, episode.trust, host.clock)
         self.changes = parts.changes(
             self.store, episode.home, host.clock, host.entropy, signer=signer_of(episode.home), trust=episode.trust,
             journal=parts.journal(episode.notebook),
+            history=self.history,
         )  # fmt: skip
         self.members = parts.members(self.store, host.clock, OrderedTasks)
         self.sweepers = [parts.sweeper(self.store, episode.home, episode.trust.cap_s, host.clock)]
@@ -72,6 +76,7 @@ class SimAdmin:
         listener = self.episode.world.net.listen(self.host, DESK)
         async with OrderedTasks() as tasks:
             tasks.spawn(self.members.run(), "members")
+            tasks.spawn(self.start.run(), "epoch")
             tasks.spawn(sweep(self.sweepers[0], self.host), "sweep")
             while True:
                 tasks.spawn(self._desk(await listener.accept()), "desk")
@@ -94,9 +99,15 @@ class SimAdmin:
         judge = _Judge(self.store)
         episode.judges[judge] = None
         barrier = self.parts.barrier(
-            store=judge, region=episode.home, members=self.members, trust=episode.trust, clock=self.host.clock
+            store=judge,
+            region=episode.home,
+            members=self.members,
+            trust=self.trust,
+            clock=self.host.clock,
+            history=self.history,
+            start=self.start,
         )
-        shrinks = Shrinks(barrier=barrier, signer=None, epoch=episode.trust.epoch, clock=self.host.clock)
+        shrinks = Shrinks(barrier=barrier, signer=None, epoch=self.trust.epoch, clock=self.host.clock)
         outcome: Outcome | None = None
 
         used = self.parts.op_id(op_id, attempt)

@@ -66,6 +66,7 @@ class _Reader:
         self.holds: dict[tuple[str, str], _Hold] = {}
         self.steps: list[tuple[float, Line]] = []
         self.paused: set[str] = set()
+        self.resumed: dict[str, float] = {}
 
     def read(self, line: Line) -> None:
         """One more line."""
@@ -186,6 +187,7 @@ class _Reader:
 
     def on_resumed(self, line: Line) -> None:
         self.paused.discard(line["host"])
+        self.resumed[line["host"]] = self.now
         for (host, _), hold in self.holds.items():
             if host == line["host"] and hold.due is not None:
                 hold.due = self.now + RESUMED_S
@@ -196,9 +198,10 @@ class _Reader:
             if ends > self.now and self.broken(step) is not None:
                 self.say(f"I2: a step of {step['request']} runs in {step['jurisdiction']} until {ends:.6f}")
         self.steps = [step for step in self.steps if self.broken(step[1]) is None]
-        for hold in self.holds.values():
+        for (host, _), hold in self.holds.items():
             if hold.due is None and self.broken(hold.line) is not None:
-                hold.due = self.now
+                resumed = self.resumed.get(host)
+                hold.due = self.now if resumed is None else max(self.now, resumed + RESUMED_S)
 
     def overdue(self, now: float) -> None:
         for at, hold in list(self.holds.items()):

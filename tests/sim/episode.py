@@ -378,7 +378,7 @@ class _Breaker(Breaker):
             self._episode.restored = True
         super().begin(fault)
         if fault.kind in ("pause", "suspend", "freeze"):
-            self.world.net.later(fault.lasts_s, self._episode.watch.resumed)
+            self.world.net.later(fault.lasts_s, self._episode.watch.resumed, fault.on[0])
 
     def _start(self, name: str) -> None:
         host = self.world.net.hosts[name]

@@ -12,6 +12,7 @@ from trust_lab import Notebook
 
 from mesh.control.barrier import Barrier
 from mesh.control.changes import Changes, Journal, Outcome
+from mesh.control.epoch import EpochStart
 from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
 from mesh.control.members import Members
@@ -130,6 +131,9 @@ class Parts:
 
     def barrier(self, **given: Any) -> Barrier:
         return Barrier(**given)
+
+    def start(self, store: Any, home: RegionId, trust: Trust, clock: Clock) -> EpochStart:
+        return EpochStart(store, home, trust, clock)
 
     def sweeper(self, store: Any, region: RegionId, cap_s: float, clock: Clock) -> MemberSweeper:
         return MemberSweeper(store, region, cap_s, clock)

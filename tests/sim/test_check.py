@@ -61,6 +61,10 @@ GOOD: dict[str, list[Line]] = {
         *PIN, hold(11), at(12, "paused", host="a"), done(16, 6, "SG"), admit(20, 20, "VN"),
         at(30, "resumed", host="a"), at(30.05, "free", host="a", hold="h"), admit(40, 40, "VN"),
     ],
+    "stopped in a step, and goes on just before": [
+        *PIN, hold(11), at(12, "paused", host="a"), at(15.9, "resumed", host="a"), done(16, 6, "SG"),
+        at(16.3, "free", host="a", hold="h"), admit(40, 40, "VN"),
+    ],
     "stopped, and killed": [
         *PIN, hold(11), at(12, "paused", host="a"), done(16, 6, "SG"), at(30, "died", host="a"), admit(40, 40, "VN"),
     ],

@@ -50,6 +50,7 @@ class Watch:
     violations: list[str] = field(default_factory=list)
     seen: int = 0
     _promises: dict[tuple[TenantId, str], int] = field(default_factory=dict)
+    _resumed: dict[str, float] = field(default_factory=dict)
     _keys: set[tuple[TenantId, KeyId]] = field(default_factory=set)
     _permits: dict[TenantId, list[tuple[int, float, frozenset[str]]]] = field(default_factory=dict)
 
@@ -111,13 +112,16 @@ class Watch:
             if (ended or one.what != "stream") and self._is_late(one):
                 self.broken("I2", f"a {one.what} is held in {one.place} at {one.host.name}")
 
-    def resumed(self) -> None:
-        """A host goes on that was stopped: soon nothing must be left on it either."""
+    def resumed(self, host: str) -> None:
+        """A host goes on that was stopped: a step that it was in ends, and soon nothing must be left there either."""
+        self._resumed[host] = self.now()
         self.later(_RESUMED_S + _AT_ONCE_S, lambda: self.look(ended=True))
 
     def _is_late(self, one: There) -> bool:
-        process = one.host.process
-        return process is not None and not process.paused and self.forbids(one.tenant, one.place, one.key_id)
+        process, resumed = one.host.process, self._resumed.get(one.host.name)
+        if process is None or process.paused or (resumed is not None and self.now() <= resumed + _RESUMED_S):
+            return False
+        return self.forbids(one.tenant, one.place, one.key_id)
 
     def _must_not(self, rule: str, what: str, host: Host, place: str, tenant: TenantId, key: KeyId | None) -> None:
         if self._promises or self._keys:
