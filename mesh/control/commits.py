@@ -319,7 +319,8 @@ class Commits:
         )
 
     async def read(self, key: str, end: str | None) -> AsyncGenerator[KeyValue]:
-        """A range in pages, as of one revision."""
+        """A range in pages, as of one revision; nothing of a store that went back."""
+        self._history.check()
         deadline_s, revision = self._clock.now_s() + DEADLINE_S, 0
         while True:
             try:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ from trust_lab import Notebook
 
 from mesh import tls
 from mesh.admin.program import AdminProgram
+from mesh.control import layout
 from mesh.control.changes import Changes
 from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
@@ -26,7 +28,7 @@ from mesh.control.hashing import key_hasher
 from mesh.control.receipts import verify_receipt
 from mesh.control.records import tenant_id, trust_of
 from mesh.control.signing import Signer
-from mesh.control.store import Range, Store
+from mesh.control.store import Delete, Range, Store
 from mesh.embedded.policy_keys import policy_keys
 from mesh.errors import Code, MeshError
 from mesh.ledger import Account, Disclosure, UsageRecord, open_ledger
@@ -586,3 +588,66 @@ async def test_too_many_hashes_at_once_are_refused_by_name() -> None:
         assert refusals
         assert all(error.code is Code.RATE_LIMITED for error in refusals)
         assert not await hasher.verify("x", cheap)
+
+
+async def test_a_wiped_store_is_seen_and_filled_again(tmp_path: Path) -> None:
+    async with running_admin(tmp_path) as desk:
+        acme = await desk.create("acme", "VN", "SG")
+        key = await desk.stub.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant))
+        pinned = (await last(desk.stub.Pin(pb.PinRequest(tenant="acme", allowed=["VN"])))).tenant
+        (done,) = [one async for one in desk.stub.Recover(pb.RecoverRequest(epoch=1))]
+        assert (done.tenants, done.done) == (0, True), "nothing to do"
+        error = await refused(last_said(desk.stub.Recover(pb.RecoverRequest(epoch=2))))
+        assert (error.code, error.param) == (Code.INVALID_PARAMETER, "epoch")
+        root = await desk.lab.root()
+        heads = await root.range(Range(*layout.FEED), timeout_s=10)
+        await root.txn((), [Delete(item.key) for item in heads.items], timeout_s=10)
+        settings = replace(
+            desk.settings, regions={VN: replace(desk.settings.regions[VN], admin=Address(HOST, free_port()))}
+        )
+        async with another_admin(settings) as stub:
+            status = await told(stub)
+            assert (status.epoch, status.went_back, status.published) == (1, True, True)
+            error = await refused(stub.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant)))
+            assert error.code is Code.POLICY_STORE_UNAVAILABLE
+        async with another_admin(replace(settings, control_epoch=2)) as stub:
+            status = await told(stub)
+            assert (status.epoch, status.went_back, status.published) == (2, False, False)
+            done = await last_said(stub.Recover(pb.RecoverRequest(epoch=2)))
+            assert (done.tenants, done.published, done.done) == (1, 1, True)
+            status = await told(stub)
+            assert (status.published, status.recovery_left_ms > 86_000_000) == (True, True)
+            assert await stub.FindTenant(pb.FindTenantRequest(tenant="acme")) == pinned
+            assert (await stub.FindKey(pb.FindKeyRequest(key_id=key.key_id))).tenant == acme.tenant
+
+
+@asynccontextmanager
+async def another_admin(settings: Settings) -> AsyncGenerator[admin_pb2_grpc.AdminStub]:
+    """A process of the same region, on another port."""
+    operator = tls.grpc_channel_credentials(settings.pki, None, Role.OPERATOR)
+    program = AdminProgram(
+        settings=settings, region=settings.regions[VN], clock=SystemClock(), tasks=TaskGroupTasks,
+        entropy=SystemEntropy(), log=Log("admin", VN, io.StringIO(), strict=True),
+    )  # fmt: skip
+    async with channel_to(settings, operator) as channel, asyncio.TaskGroup() as tasks:
+        stop, started = asyncio.Event(), asyncio.Event()
+        tasks.create_task(program.run(stop, started))
+        await started.wait()
+        try:
+            yield admin_pb2_grpc.AdminStub(channel)
+        finally:
+            stop.set()
+
+
+async def told(stub: admin_pb2_grpc.AdminStub) -> pb.ControlStatusResponse:
+    """What an admin says of the store, once it has compared it with its ledger."""
+    while True:
+        said = await stub.ControlStatus(pb.ControlStatusRequest(), timeout=10)
+        if said.compared:
+            return said
+        await asyncio.sleep(0.05)
+
+
+async def last_said(call: object) -> pb.RecoverProgress:
+    said = [one async for one in call]  # pyright: ignore[reportGeneralTypeIssues]
+    return said[-1]
