@@ -45,6 +45,8 @@ _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 0.5
 _RENEW_TIMEOUT_S = 4.0
 _LEAVE_TIMEOUT_S = 2.0
+_LIVES_S = 2 * PERIOD_S
+"""Whoever lives and is heard renews its grant within this."""
 
 
 class ClonedError(Exception):
@@ -79,6 +81,7 @@ class Membership:
         member: This process' id; another one is drawn if the grant was taken away, and where the clocks moved apart.
         went_back_once: Whether the store was seen to have gone back in time. Then no authority is left, and none comes
             again in this process: what a removal was waited for with may be undone. It ends with a new control epoch.
+        drawn: Every id that it has had.
         renewals: Grants that were heard of.
         failures: Attempts that were not.
     """
@@ -97,6 +100,7 @@ class Membership:
         log: Log | None = None,
     ) -> None:
         self.went_back_once = False
+        self.drawn: set[MemberId] = set()
         self.renewals = 0
         self.failures = 0
         self._store = store
@@ -297,7 +301,9 @@ class Membership:
         return ClonedError("another process renews this grant")
 
     def _draw_member(self) -> MemberId:
-        return MemberId(str(uuid.UUID(bytes=self._entropy.token(16), version=4)))
+        member = MemberId(str(uuid.UUID(bytes=self._entropy.token(16), version=4)))
+        self.drawn.add(member)
+        return member
 
     def _state(self) -> Ack:
         return Ack(dict(self._applied), dict(self._draining()))
@@ -328,26 +334,36 @@ async def bury(
     """Deletes the grants that earlier processes of a gateway have left, so that no removal waits for them.
 
     Only where they are known to be dead, and where no replica works for them any more: it is as good as their own word.
+    One that is renewed all the same lives, as the copy of a process does that ended because it had found the copy.
     Tried until the store takes it.
     """
     prefix = layout.grant_prefix(region)
+    first: Mapping[MemberId, int] | None = None
     while True:
         try:
             answer = await store.range(Range(prefix, prefix_end(prefix)), timeout_s=_TIMEOUT_S)
-            for member, seen in members_of(answer.items).items():
-                if seen.gateway != gateway or member == own.member:
-                    continue
-                grant, ack = layout.grant_key(region, member), layout.ack_key(region, member)
-                # One that is renewed meanwhile lives, whatever was said.
-                done = await store.txn(
-                    [Compare(grant, seen.mod_revision)], [Delete(grant), Delete(ack)], timeout_s=_TIMEOUT_S
-                )
-                if log is not None and done.succeeded:
-                    log.warning("member.attested_dead", instance=member, gateway=gateway, revision=done.revision)
+            # After the clocks moved apart an id of its own may be that of a process it is a copy of.
+            found = {
+                member: seen.mod_revision
+                for member, seen in members_of(answer.items).items()
+                if seen.gateway == gateway and member not in own.drawn
+            }
+            if first is not None:
+                for member in [member for member, revision in found.items() if first.get(member) == revision]:
+                    grant, ack = layout.grant_key(region, member), layout.ack_key(region, member)
+                    done = await store.txn(
+                        [Compare(grant, found[member])], [Delete(grant), Delete(ack)], timeout_s=_TIMEOUT_S
+                    )
+                    if log is not None and done.succeeded:
+                        log.warning("member.attested_dead", instance=member, gateway=gateway, revision=done.revision)
+                return
         except StoreError:
             await clock.sleep(PERIOD_S)
-        else:
+            continue
+        if not found:
             return
+        first = found
+        await clock.sleep(_LIVES_S)
 
 
 def _settle(waiting: Iterable[asyncio.Future[None]], error: StoreError | None) -> None:

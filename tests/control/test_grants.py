@@ -473,12 +473,28 @@ async def test_a_successor_buries_earlier_processes_of_its_gateway_and_nobody_el
         await world.clock.advance(7)
         assert grant_of(world, dead) is not None
         heir.link.set_cut(False)  # tried until the store takes it
-        await world.clock.advance(7)
+        await world.clock.advance(12)
         assert grant_of(world, dead) is None
         assert ack_of(world, dead) is None
         assert grant_of(world, other) is not None
         assert grant_of(world, heir) is not None
         assert world.store.value(layout.grant_key(RegionId("jp-1"), abroad.membership.member)) is not None
+
+
+async def test_a_successor_does_not_bury_what_is_renewed_nor_an_id_that_was_its_own() -> None:
+    async with World().running() as world:
+        lives, heir = world.gateway(), world.gateway()
+        await world.clock.advance(1)
+        first = heir.membership.member
+        world.clock.wall_ahead_s += 5  # it may be a copy, and its first id another's
+        await world.clock.advance(2)
+        assert heir.membership.member != first
+        member = lives.membership.member
+        burying = bury(heir.link, ABROAD, GatewayId("gw1"), heir.membership, world.clock)
+        world.spawn(burying, burying)
+        await world.clock.advance(6)
+        assert world.store.value(layout.grant_key(ABROAD, first)) is not None
+        assert lives.membership.member == member
 
 
 async def test_leaving_without_a_store_ends_in_time() -> None:
