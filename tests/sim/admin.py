@@ -19,6 +19,7 @@ from mesh.admin.shrinks import Patience, Shrinks
 from mesh.control.changes import Outcome
 from mesh.control.history import StoreHistory
 from mesh.control.ops import new_op_id
+from mesh.control.recovery import Recovery
 from mesh.control.store import Op, Store, StoreError, TxnResult
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import Spans
@@ -39,7 +40,7 @@ class Order:
     """What an operator wants.
 
     Attributes:
-        do: `pin` (out of SG), `again` (into SG), `suspend`, `resume`, `revoke`, `authority`, `churn` (a new key of the
+        do: `pin` (out of SG), `again` (into SG), `recover`, `suspend`, `resume`, `revoke`, `authority`, `churn` (a new key of the
             other tenant).
         when: None is once the order before has come back.
         after_s: So much later.
@@ -95,6 +96,8 @@ class SimAdmin:
 
     async def _carry_out(self, order: Order, op_id: str, attempt: int) -> str:
         """What the operator is told: `done`, `superseded` or a code."""
+        if order.do == "recover":
+            return await self._recover()
         episode = self.episode
         judge = _Judge(self.store)
         episode.judges[judge] = None
@@ -132,6 +135,21 @@ class SimAdmin:
         finally:
             episode.judges.pop(judge, None)
 
+    async def _recover(self) -> str:
+        """As `mesh control recover` has every admin do."""
+        recovery = Recovery(
+            store=self.store, home=self.episode.home, signer=signer_of(self.episode.home), trust=self.trust,
+            memory=self.episode.notebook, history=self.history, start=self.start, clock=self.host.clock,
+            entropy=self.host.entropy,
+        )  # fmt: skip
+        try:
+            async with aclosing(recovery.recover()) as said:
+                async for _ in said:
+                    pass
+        except MeshError as error:
+            return error.code.value
+        return "done"
+
     def _returned(self, order: Order, outcome: Outcome, said: str, judged: float) -> None:
         shrink, policy = outcome.shrink, outcome.tenant.policy
         if shrink is None:
@@ -142,7 +160,7 @@ class SimAdmin:
         elif order.do == "suspend":
             removed = frozenset("*")
         self.episode.watch.returned(
-            self.host.name, policy.tenant, outcome.revision, removed, outcome.key_id, judged, said
+            self.host.name, policy.tenant, outcome.revision, removed, outcome.key_id, judged, said, self.trust.epoch
         )
         self.episode.world.moments.fire("returned", self.host.name)
         self.episode.phase_ends()

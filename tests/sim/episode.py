@@ -14,7 +14,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -294,8 +294,11 @@ class Episode:
                 self.world.history.note(commit.host, "forged")
                 continue
             permits = after.allowed if after.state is TenantState.ACTIVE else frozenset[Jurisdiction]()
-            self.watch.committed(commit.host, after.tenant, after.revision, permits, revoked)
-            older = None if before is None else decode_tenant(at, before, self.trust).policy
+            self.watch.committed(commit.host, after.tenant, after.revision, permits, revoked, self.trust.epoch)
+            older = None
+            if before is not None:
+                with suppress(RecordError):  # of another epoch
+                    older = decode_tenant(at, before, self.trust).policy
             if older is not None and (revoked or shrink_of(older, after)) and self.phase == "before":
                 self.phase = "waiting"
         kept = {row[1] for row in self.notebook.rows.values()}
@@ -326,6 +329,13 @@ class Episode:
 
         last, mod_revision, unheard = was._last, was._mod_revision, set(was._unheard)
         self.world.clone(host, "gw-twin", run)
+
+    def renew_epoch(self, lost: str) -> None:
+        """After a restore: a new control epoch is configured, and all but `lost`, which nobody reaches, start anew."""
+        self.trust, self.restored = trust_in(epoch=self.trust.epoch + 1, cap_s=CAP_S), False
+        for name, host in self.world.net.hosts.items():
+            if name.split("-")[0] in ("admin", "gw", "replica") and name != lost:
+                host.restart()
 
     def replay(self, _: str) -> None:
         """Somebody with an admin's certificate puts a tenant's first record again."""
@@ -367,6 +377,7 @@ class _Breaker(Breaker):
 
     def __init__(self, episode: Episode) -> None:
         extra = {"start": self._start, "leave": self._leave, "twin": episode.clone}
+        extra |= {"recover": episode.renew_epoch}
         extra |= {"replay": episode.replay, "forge": episode.forge}
         super().__init__(episode.world, extra)
         self._episode = episode

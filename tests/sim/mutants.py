@@ -18,6 +18,7 @@ from trust_lab import Notebook, policy_key_of
 from mesh.control import edits, layout
 from mesh.control.barrier import Barrier, BarrierState
 from mesh.control.changes import Changes, Journal, Outcome
+from mesh.control.epoch import EpochStart
 from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
 from mesh.control.members import Members
@@ -478,6 +479,18 @@ class _ForgetsOlder(Changes):
         return await self._change_policy(tenant, op_id, edit, ("set_authority",))
 
 
+class _BeganLongAgo(EpochStart):
+    def left_s(self, now: Instant) -> float:
+        return 0.0
+
+
+class Lostmember(Parts):
+    """After a recovery the members that the store knows are all."""
+
+    def start(self, store: Any, home: RegionId, trust: Trust, clock: Clock) -> EpochStart:
+        return _BeganLongAgo(store, home, trust, clock)
+
+
 class Silentearly(Parts):
     def members(self, *given: Any) -> Members:
         return _SilentByKey(*given)
@@ -588,6 +601,7 @@ MUTANTS: dict[str, Mutant] = {
     "replay": Mutant(Replay),
     "unsigned": Mutant(Unsigned),
     "restore": Mutant(Restore),
+    "lostmember": Mutant(Lostmember),
     "silentearly": Mutant(Silentearly),
     "shortW": Mutant(ShortW),
     "newS": Mutant(NewS),
@@ -608,7 +622,6 @@ NOT_EXPRESSED: dict[str, str] = {
     "unsigned move": "Moves are not in the product yet.",
     "movefallback": "Moves are not in the product yet.",
     "fork": "Moves are not in the product yet.",
-    "lostmember": "`mesh control recover` is not in the product yet.",
 }
 """Rules that no variant of a part leaves out, and why."""
 

@@ -235,6 +235,17 @@ def _restore(rng: random.Random, plan: Plan) -> Drawn:
     return [Order("pin", At(12.0 + rng.random()))], Load(), (*_rates(plan), fault)
 
 
+def _lostmember(rng: random.Random, plan: Plan) -> Drawn:
+    """A gateway that came after the backup, and that nobody reaches: the restored store does not know it."""
+    began_s = 8.0 + rng.random()
+    start = Fault("start", (OUT,), At(began_s), 30.0)
+    alone = _alone(OUT, At(began_s + 2.4), 20.0)
+    restore = Fault("restore", (), At(began_s + 2.5), 0.0, rng.uniform(8, 12))
+    recover = Fault("recover", (OUT,), At(began_s + 2.7), 0.0)
+    orders = [_raised(), Order("recover", At(began_s + 3.0)), Order("pin")]
+    return orders, _LONG, (*_rates(plan), start, *alone, restore, recover)
+
+
 def _silentearly(rng: random.Random, plan: Plan) -> Drawn:
     first = _alone(OUT, _granted(2, rng.uniform(0, 0.2)), rng.uniform(8.0, 9.5))
     pin = Order("pin", _granted(4, rng.uniform(0, 0.1)))
@@ -303,6 +314,7 @@ SCRIPTS: dict[str, Script] = {
     "replay": _intruder("replay"),
     "unsigned": _intruder("forge"),
     "restore": _restore,
+    "lostmember": _lostmember,
     "silentearly": _silentearly,
     "supersede": _supersede,
     "sweepshort": _sweepshort,

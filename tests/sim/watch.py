@@ -49,30 +49,39 @@ class Watch:
     there: Callable[[], Iterator[There]]
     violations: list[str] = field(default_factory=list)
     seen: int = 0
-    _promises: dict[tuple[TenantId, str], int] = field(default_factory=dict)
+    _promises: dict[tuple[TenantId, str], tuple[int, int]] = field(default_factory=dict)
     _resumed: dict[str, float] = field(default_factory=dict)
     _keys: set[tuple[TenantId, KeyId]] = field(default_factory=set)
-    _permits: dict[TenantId, list[tuple[int, float, frozenset[str]]]] = field(default_factory=dict)
+    _permits: dict[TenantId, list[tuple[tuple[int, int], float, frozenset[str]]]] = field(default_factory=dict)
 
     # --- promises
 
-    def committed(self, host: str, tenant: TenantId, revision: int, permits: Iterable[str], key: KeyId | None) -> None:
+    def committed(
+        self, host: str, tenant: TenantId, revision: int, permits: Iterable[str], key: KeyId | None, epoch: int
+    ) -> None:
         """A tenant's record was put."""
-        permitted = frozenset(str(place) for place in permits)
-        self.history.committed(host, tenant=tenant, revision=revision, permits=permitted, key=key)
-        self._permits.setdefault(tenant, []).append((revision, self.now(), permitted))
+        permitted, number = frozenset(str(place) for place in permits), (epoch, revision)
+        self.history.committed(host, tenant=tenant, revision=revision, permits=permitted, key=key, epoch=epoch)
+        self._permits.setdefault(tenant, []).append((number, self.now(), permitted))
         for (whose, place), since in list(self._promises.items()):
-            if whose == tenant and revision > since and (place in permitted or (place == ALL and permitted)):
+            if whose == tenant and number > since and (place in permitted or (place == ALL and permitted)):
                 del self._promises[whose, place]
 
     def returned(
         self, host: str, tenant: TenantId, revision: int, removed: Iterable[str], key: KeyId | None, judged: float,
-        outcome: str,
+        outcome: str, epoch: int,
     ) -> None:  # fmt: skip
         """A change has come back to who asked for it."""
-        gone = frozenset(str(place) for place in removed)
+        gone, number = frozenset(str(place) for place in removed), (epoch, revision)
         self.history.returned(
-            host, tenant=tenant, revision=revision, removed=gone, outcome=outcome, judged=judged, key=key
+            host,
+            tenant=tenant,
+            revision=revision,
+            removed=gone,
+            outcome=outcome,
+            judged=judged,
+            key=key,
+            epoch=epoch,
         )
         if outcome != "done":
             return
@@ -80,10 +89,10 @@ class Watch:
             back = [
                 at
                 for later, at, permitted in self._permits.get(tenant, ())
-                if later > revision and (place in permitted or (place == ALL and permitted))
+                if later > number and (place in permitted or (place == ALL and permitted))
             ]
             if not back:
-                self._promises[tenant, place] = max(revision, self._promises.get((tenant, place), 0))
+                self._promises[tenant, place] = max(number, self._promises.get((tenant, place), number))
             elif min(back) <= judged:
                 self.broken("S", f"revision {revision} returned as done, and {place} was permitted again")
         if key is not None:
