@@ -88,7 +88,7 @@ class AdminProgram:
             signer = Signer.load(pki, region) if region.policy_keys else None
             members = Members(store, clock, self._tasks, self._log)
             history = StoreHistory(self._log)
-            start = EpochStart(store, region.id, trust, clock)
+            start = EpochStart(trust)
             recovery = Recovery(
                 store=store,
                 home=region.id,
@@ -146,8 +146,7 @@ class AdminProgram:
                 async with self._tasks() as tasks:
                     tasks.spawn(self._sweep(store), "op-sweeper")
                     tasks.spawn(members.run(), "members")
-                    tasks.spawn(start.run(), "epoch-start")
-                    tasks.spawn(recovery.run(), "ledger-compared")
+                    tasks.spawn(recovery.run(), "recovery")
                     sweeper = MemberSweeper(store, region.id, trust.cap_s, clock, self._log)
                     tasks.spawn(sweeper.run(), "member-sweeper")
                     await stop.wait()

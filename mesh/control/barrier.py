@@ -98,7 +98,7 @@ class Barrier:
         self._clock = clock
         self._log = log
         self._history = history or StoreHistory()
-        self._start = start or EpochStart(store, region, trust, clock)
+        self._start = start or EpochStart(trust)
 
     async def wait(
         self, change: Committed, *, strict: bool = False, deadline_s: float | None = None

@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
-from mesh.control import layout
 from mesh.control.records import FIRST_EPOCH, Trust
-from mesh.control.store import KeyValue, Range, Store, StoreError
+from mesh.control.store import KeyValue
 from mesh.policy.authority import wait_s
-from mesh.ports import Clock, Instant
-from mesh.types import RegionId
+from mesh.ports import Instant
 from mesh.v1 import control_pb2 as pb
-
-_PERIOD_S = 2.0
-_TIMEOUT_S = 1.5
 
 
 class EpochStart:
@@ -28,26 +23,11 @@ class EpochStart:
         published: Whether this home's policy was published in the epoch. In the first one there is nothing to publish.
     """
 
-    def __init__(self, store: Store, home: RegionId, trust: Trust, clock: Clock) -> None:
+    def __init__(self, trust: Trust) -> None:
         self.published = trust.epoch == FIRST_EPOCH
-        self._store = store
-        self._home = home
         self._trust = trust
-        self._clock = clock
         self._wait_s = 0.0 if trust.epoch == FIRST_EPOCH else wait_s(trust.cap_s)
         self._began: Instant | None = None
-
-    async def run(self) -> None:
-        """Looks for the mark until it says that all is published."""
-        while not self.published:
-            try:
-                answer = await self._store.range(Range(layout.recovery_key(self._home)), timeout_s=_TIMEOUT_S)
-            except StoreError:
-                pass  # whoever needs an answer says so
-            else:
-                self.take(answer.items[0] if answer.items else None, self._clock.instant())
-            if not self.published:
-                await self._clock.sleep(_PERIOD_S)
 
     def take(self, mark: KeyValue | None, received: Instant) -> None:
         """Takes in what stands at the mark's key."""

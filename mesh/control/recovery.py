@@ -52,6 +52,7 @@ from mesh.types import KeyId, RegionId, Revision, TenantId
 _TIMEOUT_S = 4.0
 _TRIES = 8
 _PAUSE_S = 0.5
+_PERIOD_S = 2.0
 _PAGE = 500
 _BATCH = 50
 """Records in one transaction: with their compares far below the store's limit of 128."""
@@ -160,13 +161,15 @@ class Recovery:
         self._log = log
 
     async def run(self) -> None:
-        """Compares the ledger with the store once, as soon as both answer."""
-        while not self.compared:
+        """Compares the ledger with the store, as soon as both answer, and then looks at the store now and then."""
+        while True:
             try:
-                await self.compare()
+                if not self.compared:
+                    await self.compare()
+                await self._look()
             except (MeshError, StoreError):
-                # Either is away, or the store went back, which is known then.
-                await self._clock.sleep(_PAUSE_S)
+                pass  # either is away; or the store went back, which is known then
+            await self._clock.sleep(_PERIOD_S if self.compared else _PAUSE_S)
 
     async def compare(self) -> None:
         """Finds out whether the store lacks anything that the ledger says was made in this epoch.
@@ -372,15 +375,20 @@ class Recovery:
         """Leaves the mark that the recovery has begun, or has ended. A mark of this epoch is not made younger."""
         at, epoch = layout.recovery_key(self._home), self._trust.epoch
         while True:
-            answer = await self._ask((), [Range(at)])
-            item = answer.ranges[0].items[0] if answer.ranges[0].items else None
-            self._start.take(item, self._clock.instant())
+            item = await self._look()
             found = decode_recovery(item.value) if item is not None else None
             if found is not None and found.epoch == epoch and (found.complete or not complete):
                 return
             await self._ask(
                 [Compare(at, item.mod_revision if item else 0)], [Put(at, encode_recovery(epoch, complete=complete))]
             )
+
+    async def _look(self) -> KeyValue | None:
+        """Reads the mark: also to know, from what is seen since, that the store has not gone back."""
+        answer = await self._ask((), [Range(layout.recovery_key(self._home))])
+        item = answer.ranges[0].items[0] if answer.ranges[0].items else None
+        self._start.take(item, self._clock.instant())
+        return item
 
     async def _tenant(self, tenant: TenantId) -> dict[str, KeyValue]:
         answer = await self._ask((), [Range(*layout.tenant_range(self._home, tenant))])

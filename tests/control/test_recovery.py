@@ -16,7 +16,7 @@ from member_lab import ABROAD, BOTH, HOME, SG, VN, World
 from memory_store import MemoryStore
 from trust_lab import Notebook, signer_of, trust_in
 
-from mesh.control import edits
+from mesh.control import edits, layout
 from mesh.control.barrier import Barrier
 from mesh.control.changes import Changes
 from mesh.control.epoch import EpochStart
@@ -48,7 +48,7 @@ class Admin:
         self.store, self.clock = store, clock
         self.trust = trust_in(epoch=epoch, cap_s=CAP_S)
         self.history = StoreHistory()
-        self.start = EpochStart(store, HOME, self.trust, clock)
+        self.start = EpochStart(self.trust)
         self.changes = Changes(store, HOME, clock, SystemEntropy(), signer_of(HOME), self.trust, notebook, self.history)
         self.recovery = Recovery(
             store=store,
@@ -132,6 +132,25 @@ async def test_what_a_restore_lost_is_refused_until_it_is_published_again() -> N
     tenant = (await fourth.book()).tenant(tenants[1])
     assert tenant is not None
     assert (tenant.allowed, tenant.revision) == (frozenset({VN}), pinned.revision)
+
+
+@pytest.mark.parametrize("how", ["back", "another cluster"])
+async def test_an_admin_sees_it_by_itself(how: str) -> None:
+    clock, store, notebook = ManualClock(), MemoryStore(), Notebook()
+    async with World(clock, store).running() as world:
+        admin = Admin(store, clock, notebook)
+        world.spawn(admin, admin.recovery.run())
+        await admin.changes.create_tenant(nonce(1), BOTH, Transfer.NEVER)
+        await clock.advance(10)
+        assert admin.recovery.compared
+        assert not admin.history.went_back
+        if how == "back":
+            store.restore(store.revision - 1)
+        else:
+            store.cluster += 1
+        await clock.advance(3)
+        assert admin.history.went_back
+        assert (await refused(admin.changes.tenants())).code is Code.POLICY_STORE_UNAVAILABLE
 
 
 async def test_all_was_lost() -> None:
@@ -273,7 +292,7 @@ async def test_after_a_recovery_every_wait_takes_its_full_time() -> None:
         tenant = (await old.changes.create_tenant(nonce(1), BOTH, Transfer.NEVER)).tenant.policy.tenant
         new = Admin(store, clock, notebook, epoch=2)
         await new.recover()
-        restarted = EpochStart(store, HOME, new.trust, clock)
+        restarted = EpochStart(new.trust)
         assert new.start.left_s(clock.instant()) == restarted.left_s(clock.instant()) == wait_s(CAP_S)
         members = Members(store, clock, TaskGroupTasks)
         world.barrier = Barrier(
@@ -291,7 +310,7 @@ async def test_after_a_recovery_every_wait_takes_its_full_time() -> None:
             assert 0 < told.state.recovery_left_s < 1.2
             await clock.advance(1.2)
             assert told.state.done
-        await restarted.run()
+        restarted.take(store.value(layout.recovery_key(HOME)), clock.instant())
         await clock.advance(wait_s(CAP_S))
         assert new.start.left_s(clock.instant()) == 0
         assert restarted.left_s(clock.instant()) == 0
