@@ -71,6 +71,9 @@ class _ByBoottime(Authority):
 class _WithoutWall(Authority):
     """Does not notice that BOOTTIME and RAW stood still."""
 
+    def look(self, now: Instant) -> None:
+        pass
+
     def left_s(self, policy: TenantPolicy, place: Jurisdiction, now: Instant) -> float:
         since = self.since(policy.shard)
         return 0.0 if since is None else max(0.0, policy.span_s(place) - now.most_since(since))
