@@ -66,9 +66,9 @@ class HostClock:
         step_s: float = 0.0,
         lost_s: float = 0.0,
     ) -> None:
-        """From now on. `step_s` sets the wall clock alone; `lost_s` is time that BOOTTIME has not seen."""
+        """From now on. `step_s` sets the wall clock alone; `lost_s` is time that only the wall clock has seen."""
         then, self._at = self.instant(), self._loop.time()
-        self._then = Instant(then.boot_s - lost_s, then.raw_s, then.wall_s + step_s)
+        self._then = Instant(then.boot_s - lost_s, then.raw_s - lost_s, then.wall_s + step_s)
         self.rate = self.rate if rate is None else rate
         self.slew = self.slew if slew is None else slew
 
