@@ -164,9 +164,9 @@ class Recovery:
         """Compares the ledger with the store, as soon as both answer, and then looks at the store now and then."""
         while True:
             try:
+                await self._look()
                 if not self.compared:
                     await self.compare()
-                await self._look()
             except (MeshError, StoreError):
                 pass  # either is away; or the store went back, which is known then
             await self._clock.sleep(_PERIOD_S if self.compared else _PAUSE_S)
