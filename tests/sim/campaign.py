@@ -25,6 +25,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from sim.episode import LENGTH_S, Episode
+from sim.faults import WEIGHTS
 from sim.mutants import MUTANTS, NOT_EXPRESSED, NOT_FOUND
 from sim.orders import SCRIPTS
 
@@ -115,6 +116,8 @@ def plain(seeds: range, processes: int, said: Any = None) -> Tally:
         if said is not None:
             rate = tally.episodes / (time.monotonic() - began_s)
             said(f"{tally.episodes} of {len(seeds)} episodes, {rate:.1f} a second, {len(tally.found)} found")
+            for found in one.found:
+                said(f"found: seed {found.seed}")
     return tally
 
 
@@ -137,8 +140,8 @@ def mutants(rules: list[str], processes: int, seeds: int | None = None) -> dict[
 
 
 def missing(tally: Tally) -> list[str]:
-    """Faults that did not begin in each phase."""
-    kinds = sorted({kind for kind, _ in tally.faults})
+    """Faults that can strike at any time, and did not begin in each phase."""
+    kinds = [*WEIGHTS, "leave"]
     return [f"{kind}/{phase}" for kind in kinds for phase in PHASES if not tally.faults[kind, phase]]
 
 

@@ -37,7 +37,6 @@ def test_no_promise_is_broken(tally: Tally) -> None:
 def test_it_was_put_to_the_test(tally: Tally) -> None:
     """Each fault in each phase of a pin, and enough promises, and enough that came after them."""
     assert missing(tally) == []
-    assert {kind for kind, _ in tally.faults} >= {*WEIGHTS, "leave"}
     assert tally.counts["promises"] > 0.8 * len(SEEDS)
     assert tally.counts["refused after"] > 10 * len(SEEDS)
     assert tally.counts["refused late"] > 50
