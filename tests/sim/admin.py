@@ -63,7 +63,7 @@ class SimAdmin:
         self.episode, self.host, self.parts, self.trust = episode, host, parts, episode.trust
         self.store = episode.world.store_for(host, Role.ADMIN, episode.home)
         self.history = StoreHistory()
-        self.start = parts.start(self.store, episode.home, episode.trust, host.clock)
+        self.start = parts.start(episode.trust)
         self.changes = parts.changes(
             self.store, episode.home, host.clock, host.entropy, signer=signer_of(episode.home), trust=episode.trust,
             journal=parts.journal(episode.notebook),
@@ -77,7 +77,6 @@ class SimAdmin:
         listener = self.episode.world.net.listen(self.host, DESK)
         async with OrderedTasks() as tasks:
             tasks.spawn(self.members.run(), "members")
-            tasks.spawn(self.start.run(), "epoch")
             tasks.spawn(sweep(self.sweepers[0], self.host), "sweep")
             while True:
                 tasks.spawn(self._desk(await listener.accept()), "desk")

@@ -490,8 +490,8 @@ class _BeganLongAgo(EpochStart):
 class Lostmember(Parts):
     """After a recovery the members that the store knows are all."""
 
-    def start(self, store: Any, home: RegionId, trust: Trust, clock: Clock) -> EpochStart:
-        return _BeganLongAgo(store, home, trust, clock)
+    def start(self, trust: Trust) -> EpochStart:
+        return _BeganLongAgo(trust)
 
 
 class Silentearly(Parts):

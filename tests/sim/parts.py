@@ -132,8 +132,8 @@ class Parts:
     def barrier(self, **given: Any) -> Barrier:
         return Barrier(**given)
 
-    def start(self, store: Any, home: RegionId, trust: Trust, clock: Clock) -> EpochStart:
-        return EpochStart(store, home, trust, clock)
+    def start(self, trust: Trust) -> EpochStart:
+        return EpochStart(trust)
 
     def sweeper(self, store: Any, region: RegionId, cap_s: float, clock: Clock) -> MemberSweeper:
         return MemberSweeper(store, region, cap_s, clock)
