@@ -97,7 +97,7 @@ def search_legs(canaries: Canaries, found: list[Leg]) -> tuple[list[Hit], list[s
 
 def kept_files(network: Network) -> Iterator[Path]:
     """Every file of the countries: logs, ledgers, the store's data, Ray's folders, settings. Not the lab's own copies."""
-    own = {network.folder / "clear", network.folder / "renewed"}
+    own = {network.folder / "renewed", *network.folder.glob("clear-*")}
     for root, _, names in os.walk(network.folder):
         folder = Path(root)
         if own & {folder, *folder.parents}:
