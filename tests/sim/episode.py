@@ -338,7 +338,12 @@ class Episode:
                 host.restart()
 
     def replay(self, _: str) -> None:
-        """Somebody with an admin's certificate puts a tenant's first record again."""
+        """Somebody with the home admin's certificate puts a tenant's first record again.
+
+        Whoever has seen a newer one refuses it. A process that starts later has seen none: that is no part of the
+        promise, as with an undeclared restore, and so none starts.
+        """
+        self.restored = True
         at = layout.policy_key(VN, self.tenant)
         self._intrude(at, next(row[1] for row in self.notebook.rows.values() if row[0] == at))
 
