@@ -39,6 +39,10 @@ def chat(
     model: Annotated[
         str | None, typer.Option(help="By default the key's first chat model there.", show_default=False)
     ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="The longest answer. By default as long as the model's context.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model something; the answer streams to stdout."""
@@ -49,7 +53,7 @@ def chat(
     if not secret.isascii() or not secret.isprintable():
         raise MeshError(Code.INVALID_API_KEY)
     status = here.supervisor.status(here.home)
-    answer = asyncio.run(_chat(here, status, text, secret, at, model, as_json=as_json))
+    answer = asyncio.run(_chat(here, status, text, secret, at, model, max_tokens, as_json=as_json))
     if as_json:
         print_json(answer)
     else:
@@ -57,7 +61,15 @@ def chat(
 
 
 async def _chat(
-    here: Here, status: Status, text: str, key: str, at: str | None, model: str | None, *, as_json: bool
+    here: Here,
+    status: Status,
+    text: str,
+    key: str,
+    at: str | None,
+    model: str | None,
+    max_tokens: int | None,
+    *,
+    as_json: bool,
 ) -> dict[str, object]:
     headers = {"authorization": f"Bearer {key}"}
     # Not from the environment: a proxy, or a file of TLS secrets, is none of the prompt's business.
@@ -67,12 +79,14 @@ async def _chat(
         door = await _door(client, status, at)
         if model is None:
             model = await _model(client, door)
-        request = {
+        request: dict[str, object] = {
             "model": model,
             "messages": [{"role": "user", "content": text}],
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if max_tokens is not None:
+            request["max_tokens"] = max_tokens
         said: list[str] = []
         usage: object = None
         stream = client.stream("POST", f"{door}/v1/chat/completions", json=request, timeout=_ANSWER_TIMEOUT_S)
