@@ -125,25 +125,19 @@ class AdminService:
     async def _resume_tenant(self, request: pb.ResumeTenantRequest) -> pb.Tenant:
         return _tenant(await self._tenants.resume(request.tenant))
 
-    async def _suspend_tenant(self, request: pb.SuspendTenantRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+    def _suspend_tenant(self, request: pb.SuspendTenantRequest) -> AsyncGenerator[pb.ShrinkProgress]:
         making = self._tenants.suspend(request.tenant, _op_id(request.patience))
-        async with aclosing(self._follow(making, request.patience)) as said:
-            async for one in said:
-                yield one
+        return self._follow(making, request.patience)
 
-    async def _pin(self, request: pb.PinRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+    def _pin(self, request: pb.PinRequest) -> AsyncGenerator[pb.ShrinkProgress]:
         making = self._tenants.pin(
             request.tenant, list(request.allowed), request.drain_ms / 1000, _op_id(request.patience)
         )
-        async with aclosing(self._follow(making, request.patience)) as said:
-            async for one in said:
-                yield one
+        return self._follow(making, request.patience)
 
-    async def _set_transfer(self, request: pb.SetTransferRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+    def _set_transfer(self, request: pb.SetTransferRequest) -> AsyncGenerator[pb.ShrinkProgress]:
         making = self._tenants.set_transfer(request.tenant, request.transfer, _op_id(request.patience))
-        async with aclosing(self._follow(making, request.patience)) as said:
-            async for one in said:
-                yield one
+        return self._follow(making, request.patience)
 
     async def _set_authority(self, request: pb.SetAuthorityRequest) -> AsyncGenerator[pb.ShrinkProgress]:
         making = self._tenants.set_authority(
@@ -160,11 +154,9 @@ class AdminService:
                     one.tenant.CopyFrom(_tenant(NamedTenant(settled.tenant.policy, one.tenant.name)))
                 yield one
 
-    async def _revoke_key(self, request: pb.RevokeKeyRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+    def _revoke_key(self, request: pb.RevokeKeyRequest) -> AsyncGenerator[pb.ShrinkProgress]:
         making = self._tenants.revoke_key(request.key_id, _op_id(request.patience))
-        async with aclosing(self._follow(making, request.patience)) as said:
-            async for one in said:
-                yield one
+        return self._follow(making, request.patience)
 
     async def _follow(self, making: Awaitable[Outcome], patience: pb.Patience) -> AsyncGenerator[pb.ShrinkProgress]:
         waiting = Patience(

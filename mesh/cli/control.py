@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import typer
+from rich.markup import escape
 
 from mesh.cli.context import Here, Status, here_of
 from mesh.cli.options import Json
@@ -138,4 +139,4 @@ def _explain(found: _Found) -> None:
 
 
 def _say(text: str) -> None:
-    words().print(f"[dim]·[/] {text}")
+    words().print(f"[dim]·[/] {escape(text)}")
