@@ -1,7 +1,9 @@
 """Waits until a change that takes something away holds everywhere: the return rule of a pin.
 
-Whether it does is judged (`standing.py`) on one linearizable read of the tenant's record, the grants and the
-acknowledgements; a watch only tells when to read.
+Whether it does is judged (`standing.py`) on the tenant's record, the grants and the acknowledgements as they stood at
+one revision of the store, not older than a linearizable read that was asked for after the commit: that read itself, or
+what an unbroken watch has made of it since. So no further round trip follows the last acknowledgement
+(docs/decisions/0013). What time alone decides is judged on a read.
 
 For some time after a recovery of the store every wait takes its full W: see `epoch.py`.
 
@@ -12,16 +14,16 @@ not known; such a change was made by somebody else while this one was under way.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from mesh.control import layout
 from mesh.control.epoch import EpochStart
 from mesh.control.history import StoreHistory
-from mesh.control.members import Members, SeenAck
+from mesh.control.members import Following, Members, SeenAck
 from mesh.control.memberships import Ack, Drain, decode_ack, grant_of, members_of
 from mesh.control.records import RecordError, Trust, decode_tenant
 from mesh.control.standing import (
@@ -129,20 +131,20 @@ class Barrier:
             strict=strict,
             deadline_s=deadline_s,
         )
-        with self._members.hints() as hint:
+        policy = change.tenant.policy
+        with self._members.following(layout.policy_key(policy.home, policy.tenant)) as following:
             while True:
-                hint.clear()
                 if (state := wait.news()) is not None:
                     yield state
                     if state.over:
                         return
                 await wait.read()
-                if (state := wait.news(read=True)) is not None:
+                if (state := wait.news(judged=True)) is not None:
                     yield state
                     if state.over:
                         return
-                while not await wait.until_read(hint):
-                    if (state := wait.news()) is not None:
+                while (heard := await wait.hear(following)) is not _Heard.READ:
+                    if (state := wait.news(judged=heard is _Heard.ALL)) is not None:
                         yield state
                         if state.over:
                             return
@@ -213,6 +215,14 @@ class Barrier:
         return GatewayId(gateway)
 
 
+class _Heard(Enum):
+    """What a wait makes of what it heard, or of the time: nothing ends, it is time to read, or all is known."""
+
+    SOME = auto()
+    READ = auto()
+    ALL = auto()
+
+
 class _Wait:
     """One wait: what was read and heard, and what was said of it."""
 
@@ -248,12 +258,14 @@ class _Wait:
         policy = change.tenant.policy
         self._made = policy if policy.revision == change.revision else None
         self._fresh = False
+        self._watch: object | None = None
         self._read_s = self._said_s = clock.now_s()
         self._said: BarrierState | None = None
 
     async def read(self) -> None:
         """Reads the record, the grants and the acknowledgements; without an answer what is known stays."""
         self._fresh, self._read_s = False, self._clock.now_s()
+        self._watch, watch = None, self._members.unbroken
         policy = self._change.tenant.policy
         ranges = [Range(layout.policy_key(policy.home, policy.tenant)), Range(*layout.MEMBERS)]
         seen = self._history.seen()
@@ -281,16 +293,16 @@ class _Wait:
             return
         except StoreError as error:
             raise _unasked(error) from None
-        self._fresh = True
+        self._fresh, self._watch = True, watch
 
-    def news(self, *, read: bool = False) -> BarrierState | None:
+    def news(self, *, judged: bool = False) -> BarrierState | None:
         """The state, if it differs from what was said last, or nothing was said for a second.
 
         Args:
-            read: Whether the store was just asked: only then a wait may end.
+            judged: Whether what is known is of one moment, and that is now: only then a wait may end.
         """
         now, now_s = self._clock.instant(), self._clock.now_s()
-        state = self._state(now, read=read)
+        state = self._state(now, judged=judged)
         said = self._said
         if (
             said is not None
@@ -302,8 +314,8 @@ class _Wait:
         self._said, self._said_s = state, now_s
         return state
 
-    async def until_read(self, hint: asyncio.Event) -> bool:
-        """Waits until it is time to read, or for a hint; False for one that does not make everyone accounted for."""
+    async def hear(self, following: Following) -> _Heard:
+        """Waits for what the watch tells, or until it is time to read."""
         now, now_s = self._clock.instant(), self._clock.now_s()
         left_s = self._left_s(self._read_s + _TICK_S - now_s)
         recovery_left_s = self._recovery_left_s(now)
@@ -312,7 +324,7 @@ class _Wait:
         if not self._strict:
             over_s = self._wait_s - now.least_since(self._change.committed)
             if over_s <= 0:
-                return True  # the next look ends it
+                return _Heard.READ  # which ends it
             silent_s = [
                 self._wait_s - self._members.silent_for(grant, mod_revision, now)
                 for grant, mod_revision in (self._view.grants or {}).items()
@@ -321,21 +333,39 @@ class _Wait:
             left_s = min(left_s, over_s, *(one for one in silent_s if one > 0))
         try:
             async with self._clock.timeout(max(left_s, _SHORTEST_S)):
-                await hint.wait()
+                await following.rung.wait()
         except TimeoutError:
-            return True
-        hint.clear()
-        now = self._clock.instant()
-        return all(member.accounted for member in judge(self._change, self._heard(), now, strict=self._strict))
+            return _Heard.READ
+        following.rung.clear()
+        now, heard = self._clock.instant(), self._heard()
+        if not all(member.accounted for member in judge(self._change, heard, now, strict=self._strict)):
+            return _Heard.SOME
+        if not self._follows(following, now):
+            return _Heard.READ
+        self._view = heard
+        return _Heard.ALL
 
-    def _state(self, now: Instant, *, read: bool) -> BarrierState:
+    def _follows(self, following: Following, now: Instant) -> bool:
+        """Whether what was read and heard is the store as it was at what was heard last.
+
+        A record that was put since is read again, and what a timer ends is: it has no event that says how old all
+        else is that is known.
+        """
+        return (
+            self._watch is not None
+            and self._watch is self._members.unbroken
+            and following.changed <= self._revision
+            and (self._strict or now.least_since(self._change.committed) < self._wait_s)
+        )
+
+    def _state(self, now: Instant, *, judged: bool) -> BarrierState:
         change, strict = self._change, self._strict
         is_over = not strict and now.least_since(change.committed) >= self._wait_s
         members = judge(change, self._view, now, strict=strict)
         recovery_left_s = self._recovery_left_s(now)
         known = recovery_left_s <= 0 and all(member.accounted for member in members)
-        done = read and (self._fresh or is_over) and known
-        superseded = read and self._superseded
+        done = judged and (self._fresh or is_over) and known
+        superseded = judged and self._superseded
         if not done:
             members = judge(change, self._heard(), now, strict=strict)
         return BarrierState(

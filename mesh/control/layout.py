@@ -28,6 +28,8 @@ MEMBERS = (_ROOT + "ack/", GRANTS[1])
 HEADS = (_ROOT + "head/", _ROOT + "head0")
 POLICIES = (_ROOT + "policy/", _ROOT + "policy0")
 FEED = (HEADS[0], POLICIES[1])
+ALL = (MEMBERS[0], FEED[1])
+"""One watch of all of it tells in the store's order who acknowledged what, and what became of the records."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 Silence is told by the store's own revisions: a grant that stands as it was first seen W ago was not renewed since, and
 whoever put it has surely lost what it gave. An admin that has just started has seen nothing, so nobody is silent to it.
 
-Acknowledgements are followed by a watch, as hints: they tell a waiting admin when it is worth asking.
+Acknowledgements are followed by a watch. It tells a waiting admin when it is worth asking, and where it has followed
+without a break from before a linearizable read, what became since of all that was read: see `Following`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from mesh.control import layout
 from mesh.control.memberships import Ack, Member, decode_ack, grant_of, members_of
 from mesh.control.store import (
     CompactedError,
+    Event,
     Range,
     Store,
     StoreError,
@@ -45,6 +47,21 @@ class SeenAck:
     seen: Instant
 
 
+@dataclass(eq=False, slots=True)
+class Following:
+    """One wait, to which the watch tells what concerns it.
+
+    Attributes:
+        record: The key of the record that is waited for.
+        rung: Set whenever an acknowledgement was heard of, or that the record was put.
+        changed: The store's revision when the record was put last, as far as the watch has told.
+    """
+
+    record: str
+    rung: asyncio.Event
+    changed: int = 0
+
+
 class Members:
     """What an admin has seen of all members. `run` keeps it current."""
 
@@ -57,7 +74,8 @@ class Members:
         self._revision = 0
         self._grants: dict[layout.GrantKey, tuple[int, Instant]] = {}
         self._acks: dict[layout.AckKey, SeenAck] = {}
-        self._waiting: dict[asyncio.Event, None] = {}  # in order: a set would be in the order of addresses
+        self._waiting: dict[Following, None] = {}  # in order: a set would be in the order of addresses
+        self._unbroken: object | None = None
 
     async def run(self) -> None:
         """Reads the grants once a second and follows the acknowledgements, for ever."""
@@ -93,15 +111,25 @@ class Members:
         """The newest acknowledgement that was heard of: a hint."""
         return self._acks.get(at)
 
+    @property
+    def unbroken(self) -> object | None:
+        """The watch as it is connected now; None while it is not, and another object after each break.
+
+        What a linearizable read shows that was asked for while it was the same object as now, and what the watch has
+        told since, is the store as it was at the event that was heard of last. Across a break that is not known: the
+        store may be another one, with the same revisions.
+        """
+        return self._unbroken
+
     @contextmanager
-    def hints(self) -> Generator[asyncio.Event]:
-        """An event that is set whenever an acknowledgement was heard of."""
-        event = asyncio.Event()
-        self._waiting[event] = None
+    def following(self, record: str) -> Generator[Following]:
+        """Tells what the watch says of acknowledgements, and of one record, given by its key."""
+        following = Following(record, asyncio.Event())
+        self._waiting[following] = None
         try:
-            yield event
+            yield following
         finally:
-            self._waiting.pop(event, None)
+            self._waiting.pop(following, None)
 
     async def _poll(self) -> None:
         while True:
@@ -128,22 +156,37 @@ class Members:
                 for item in answer.items:
                     self._hear(item.key, item.mod_revision, item.value)
                 self._ring()
-                async with aclosing(self._store.watch(*layout.ACKS, answer.revision + 1)) as watch:
+                async with aclosing(self._store.watch(*layout.ALL, answer.revision + 1)) as watch:
                     async for news in watch:
                         match news:
                             case WatchBatch(events):
                                 backoff_s = _FIRST_BACKOFF_S
-                                for event in events:
-                                    self._hear(event.key, event.mod_revision, event.value)
-                                self._ring()
-                            case WatchUp() | WatchDown():
-                                pass
+                                self._take(events)
+                            case WatchUp():
+                                self._unbroken = object()
+                            case WatchDown():
+                                self._unbroken = None
             except CompactedError:
                 pass  # read them all again
             except StoreError as error:
                 self._note(error)
+            finally:
+                self._unbroken = None
             await self._clock.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    def _take(self, events: Sequence[Event]) -> None:
+        acked = False
+        for event in events:
+            if event.key < layout.ACKS[1]:
+                acked = True
+                self._hear(event.key, event.mod_revision, event.value)
+            for following in self._waiting:
+                if event.key == following.record:
+                    following.changed = event.mod_revision
+                    following.rung.set()
+        if acked:
+            self._ring()
 
     def _hear(self, key: str, mod_revision: int, value: bytes | None) -> None:
         at = layout.parse_member(key)
@@ -155,8 +198,8 @@ class Members:
             self._acks[at] = SeenAck(mod_revision, decode_ack(value), self._clock.instant())
 
     def _ring(self) -> None:
-        for event in self._waiting:
-            event.set()
+        for following in self._waiting:
+            following.rung.set()
 
     def _note(self, error: StoreError) -> None:
         if self._log is not None and not self._failing:

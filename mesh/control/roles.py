@@ -1,8 +1,9 @@
 """Who may read and write what in the control store: etcd users by certificate, one role each.
 
 A gateway reads heads, ops and policies (a range watch needs all between its ends) and writes its region's grants and
-acknowledgements. An admin also reads everybody's of those, since a removal waits for them, and writes its own home's
-policies, heads and ops; its region's grants and acknowledgements it writes as their sweeper. Nobody else is known.
+acknowledgements. An admin also reads everybody's of those, by one range with the rest, since a removal waits for them.
+It writes its own home's policies, heads and ops, and as their sweeper its region's grants and acknowledgements. Nobody
+else is known.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _gateway(region: RegionId) -> _Rights:
 
 def _admin(region: RegionId) -> _Rights:
     own = (layout.home_prefix(region), layout.head_prefix(region), layout.op_prefix(region))
-    rights = {**_gateway(region), layout.MEMBERS: pb.Permission.READ}
+    rights = {**_gateway(region), layout.ALL: pb.Permission.READ}
     return {**rights, **{_under(prefix): pb.Permission.READWRITE for prefix in own}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -59,7 +59,7 @@ async def test_it_returns_when_every_member_has_acknowledged_by_one_read_after_t
         assert [state.done for state in told.states[:-1]] == [False] * (len(told.states) - 1)
 
 
-async def test_each_acknowledgement_is_told_but_only_the_last_is_worth_a_read() -> None:
+async def test_each_acknowledgement_is_told_and_after_the_last_nothing_is_asked_any_more() -> None:
     async with World().running() as world:
         tenant, home, abroad = await two(world)
         for gateway in (home, abroad):
@@ -79,6 +79,43 @@ async def test_each_acknowledgement_is_told_but_only_the_last_is_worth_a_read() 
         abroad.membership.changed()
         await world.clock.advance(0)
         assert told.state.done
+        assert told.state.current
+        assert world.admin.txns == reads
+
+
+async def _another(world: World, tenant: TenantId) -> None:
+    await world.changes.create_key(tenant, KeyId("key000000001"), "sha256$00")
+
+
+async def _given_back(world: World, tenant: TenantId) -> None:
+    await world.pin(tenant, VN, SG)
+
+
+async def _break(world: World, tenant: TenantId) -> None:
+    world.store.cut()
+
+
+@pytest.mark.parametrize(
+    ("happens", "superseded"), [(_break, False), (_another, False), (_given_back, True)], ids=["break", "key", "back"]
+)
+async def test_what_a_watch_has_told_counts_only_where_it_is_all_that_happened(
+    happens: Callable[[World, TenantId], Awaitable[None]], superseded: bool
+) -> None:
+    """Across a break nobody knows what else happened; and what the record says now must be read."""
+    async with World().running() as world:
+        tenant, home, abroad = await two(world)
+        for gateway in (home, abroad):
+            gateway.draining[tenant] = drain(2)
+        outcome = await world.pin(tenant, VN)
+        told = world.wait(outcome)
+        await world.clock.advance(0)
+        reads = world.admin.txns
+        await happens(world, tenant)
+        for gateway in (home, abroad):
+            gateway.draining.clear()
+            gateway.membership.changed()
+        await world.clock.advance(0)
+        assert (told.state.done, told.state.superseded) == (not superseded, superseded)
         assert world.admin.txns == reads + 1
 
 
