@@ -1,4 +1,4 @@
-"""Statistics of what was measured: a slope with its interval, and what no leak in so many tries means."""
+"""Statistics of what was measured: a slope with its interval."""
 
 from __future__ import annotations
 
@@ -66,8 +66,3 @@ def student_t(freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
-
-
-def rule_of_three(tries: int, leaks: int) -> float | None:
-    """With no leak in so many independent tries: below this rate with 95 % confidence. None where there was one."""
-    return None if leaks or tries < 1 else min(1.0, 3 / tries)

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from border.canary import LANGUAGES, Canaries, Encode, forms, varint
 from border.evidence import Leg, legs, streams
-from border.measure import rule_of_three, slope, student_t
-from border.report import Report, render
+from border.measure import slope, student_t
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -107,47 +106,3 @@ def test_what_flows_all_the_time_is_told_apart() -> None:
 )
 def test_student(freedom: int, table: float) -> None:
     assert student_t(freedom) == pytest.approx(table, rel=5e-3)
-
-
-def test_the_bound_is_there_only_without_a_leak() -> None:
-    assert rule_of_three(300, 0) == pytest.approx(0.01)
-    assert rule_of_three(2, 0) == 1
-    assert rule_of_three(300, 1) is None
-    assert rule_of_three(0, 0) is None
-
-
-def test_a_report_keeps_what_other_layers_wrote_and_adds_nothing_up(tmp_path: Path) -> None:
-    simulation, lab = Report("simulation"), Report("lab")
-    simulation.path("pins").episodes = 2000
-    simulation.claims["no leak"] = "2000 episodes"
-    row = lab.path("pins")
-    row.episodes, row.requests, row.faults["etcd's leader killed"] = 12, 900, 3
-    row.recovery_s += [1.5, 0.5]
-    lab.facts["delay matrix"] = [{"from": "vn", "ms": 30.0}, {"from": "sg", "ms": 70}]
-    simulation.write(tmp_path)
-    lab.write(tmp_path)
-    whole = json.loads((tmp_path / "border.json").read_text())
-    assert whole["simulation"]["paths"][0]["episodes"] == 2000
-    assert whole["lab"]["paths"][0] | {"bound": 0} == {
-        "name": "pins",
-        "episodes": 12,
-        "requests": 900,
-        "faults": {"etcd's leader killed": 3},
-        "pins": 0,
-        "leaks": 0,
-        "unserved": 0,
-        "recovery_s": [1.5, 0.5],
-        "bound": 0,
-    }
-    assert whole["lab"]["paths"][0]["bound"] == pytest.approx(0.25)
-    text = (tmp_path / "border.md").read_text()
-    assert text == render(whole)
-    assert "| pins | 12 | 900 | etcd's leader killed x3 | 0 | 0 | 0 | 0.25 | 0.5 to 1.5 (n=2) |" in text
-    assert "| no leak | simulation | 2000 episodes |" in text
-    assert "2012" not in text
-
-
-def test_a_leak_has_no_bound() -> None:
-    lab = Report("lab")
-    lab.path("pins").episodes, lab.path("pins").leaks = 100, 1
-    assert "**leak**" in render({"lab": lab.section()})

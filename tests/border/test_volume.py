@@ -22,7 +22,7 @@ from border.countries import ABROAD, CHAT, Countries, Tenant
 from border.measure import Slope, slope
 from border.namespaces import ETCD, ETCD_PEER, INTERNAL, PEER
 from border.paths import CHAT_PATH, Asker
-from border.report import Report
+from proof_report import Report
 
 pytestmark = pytest.mark.border
 KIB = 1024
@@ -173,9 +173,7 @@ def test_what_is_refused_elsewhere_moves_no_byte_across_a_border(
     note(report, f"pinned to vn, refused in {country}", series, seen)
     assert seen["ended"] == {"451"}
     assert_nothing_crosses(series, seen, ("border", "control store"), within=0.05)
-    report.claims["content crosses no border that the pin does not open, by volume, without keys"] = (
-        "0 bytes on the port for content; on an open border each byte of a prompt crosses"
-    )
+    report.claim("volume", "0 bytes on the port for content; on an open border each byte of a prompt crosses")
     row = report.path(f"volume: refused in {country}")
     row.episodes = row.requests = len(REFUSED) * REPEATS
 

@@ -1,73 +1,38 @@
 """Many episodes: of the protocol as it is, or with a rule left out; what they covered, and what was found.
 
-    campaign sim --seeds N [--from SEED] [--json]      the protocol as it is; 1 if a promise was broken
+    campaign sim --seeds N [--from SEED]               the protocol as it is; 1 if a promise was broken
     campaign sim --mutant RULE [--seeds N]             that rule left out, by seeds aimed at it; 1 if it was not found
     campaign sim --mutants                             all of them, each by its own number of seeds
     campaign sim --replay SEED [--mutant RULE]         one episode's history on standard output
 
 A seed decides an episode, byte for byte: what is found is replayed by its seed. Every eighth plain seed is aimed at a
 rule in turn, with nothing left out: what finds mutants must find nothing there.
+
+The first and the third write a section of `reports/border.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
-from sim.episode import LENGTH_S, Episode
-from sim.faults import WEIGHTS
-from sim.mutants import MUTANTS, NOT_EXPRESSED, NOT_FOUND
+from proof_report import Report
+from sim.episode import Episode
+from sim.mutants import MUTANTS
 from sim.orders import SCRIPTS
+from sim.told import Found, Tally, rules_section, section, table
 
-PHASES = ("before", "waiting", "after")
 AIMED_EVERY = 8
 _CHUNK = 10
 Job = tuple[int, str | None, bool]
 """A seed, its aim, and whether the rule is left out."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A seed that came to something."""
-
-    seed: int
-    aim: str | None
-    violations: tuple[str, ...]
-    errors: tuple[str, ...]
-
-
-@dataclass
-class Tally:
-    """Of many episodes.
-
-    Attributes:
-        faults: In how many episodes a kind of fault began in which phase of the first shrink.
-        counts: What the checker looked at.
-    """
-
-    episodes: int = 0
-    steps: int = 0
-    faults: Counter[tuple[str, str]] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
-    found: list[Found] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Together."""
-        self.episodes += other.episodes
-        self.steps += other.steps
-        self.faults += other.faults
-        self.counts += other.counts
-        self.found += other.found
 
 
 def plain_aim(seed: int) -> str | None:
@@ -84,7 +49,11 @@ def play(jobs: Iterable[Job]) -> Tally:
         played = Episode(seed, aim, parts).run()
         tally.episodes += 1
         tally.steps += played.steps
+        tally.seeds.append(seed)
+        tally.aimed += aim is not None
         tally.faults.update(dict.fromkeys(played.faults, 1))
+        for (kind, _), times in played.faults.items():
+            tally.struck[kind] += times
         tally.counts.update(played.counts)
         violations = played.violations or played.checked
         if violations or played.errors:
@@ -139,43 +108,6 @@ def mutants(rules: list[str], processes: int, seeds: int | None = None) -> dict[
     return dict(zip(rules, firsts, strict=True))
 
 
-def missing(tally: Tally) -> list[str]:
-    """Faults that can strike at any time, and did not begin in each phase."""
-    kinds = [*WEIGHTS, "leave"]
-    return [f"{kind}/{phase}" for kind in kinds for phase in PHASES if not tally.faults[kind, phase]]
-
-
-def summary(tally: Tally, firsts: dict[str, int | None] | None = None) -> dict[str, Any]:
-    """As JSON: what a report can take up."""
-    kinds = sorted({kind for kind, _ in tally.faults})
-    return {
-        "episodes": tally.episodes,
-        "virtual_seconds": tally.episodes * LENGTH_S,
-        "calls_admitted": tally.counts["admit"],
-        "steps_of_engines": tally.counts["step"],
-        "returned": tally.counts["returned"],
-        "promises": tally.counts["promises"],
-        "refused_after": tally.counts["refused after"],
-        "looked": tally.counts["looked"],
-        "faults": {kind: {phase: tally.faults[kind, phase] for phase in PHASES} for kind in kinds},
-        "violations": [
-            {"seed": one.seed, "aim": one.aim, "what": list(one.violations[:3]), "errors": list(one.errors[:3])}
-            for one in tally.found
-        ],
-        "mutants": firsts or {},
-        "not_expressed": NOT_EXPRESSED,
-        "not_found": NOT_FOUND,
-    }
-
-
-def table(tally: Tally) -> str:
-    """In how many episodes which fault began in which phase."""
-    kinds = sorted({kind for kind, _ in tally.faults})
-    lines = [f"{'fault':12} {'before':>8} {'waiting':>8} {'after':>8}"]
-    lines += [f"{kind:12} " + " ".join(f"{tally.faults[kind, phase]:8}" for phase in PHASES) for kind in kinds]
-    return "\n".join(lines)
-
-
 def main(given: list[str]) -> int:
     """The command; see above."""
     parser = argparse.ArgumentParser(
@@ -188,23 +120,24 @@ def main(given: list[str]) -> int:
     parser.add_argument("--replay", type=int, metavar="SEED")
     parser.add_argument("--aim", choices=sorted(SCRIPTS), metavar="RULE", help="with --replay: nothing left out")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", action="store_true", help="a summary on standard output")
     args = parser.parse_args(given)
     if args.replay is not None:
         return _replay(args)
+    report, rules_report = Report("simulation"), Report("rules left out")
     tally, firsts = Tally(), dict[str, int | None]()
     if args.mutant or args.mutants:
         firsts = mutants([args.mutant] if args.mutant else list(MUTANTS), args.processes, args.seeds)
         for rule, seed in firsts.items():
             _say(f"{rule}: " + ("not found" if seed is None else f"found by --replay {seed} --mutant {rule}"))
+        if args.mutants:
+            rules_section(rules_report, firsts).write()
     else:
         tally = plain(range(args.first, args.first + (args.seeds or 2000)), args.processes, _say)
+        section(report, tally).write()
         _say(table(tally))
         for one in tally.found:
             aimed = f" --aim {one.aim}" if one.aim else ""
             _say(f"--replay {one.seed}{aimed}: {'; '.join([*one.violations[:2], *one.errors[:2]])}")
-    if args.json:
-        print(json.dumps(summary(tally, firsts), indent=1))
     return 1 if tally.found or None in firsts.values() else 0
 
 

@@ -1,0 +1,180 @@
+"""Clients that call and never stop: each lane makes one call after the other, and writes down how it went.
+
+    python -m border.load FILE        (in a namespace; one JSON object on stdin; ends with stdin)
+
+    {"ca", "pause_s", "lanes": [[{"tenant", "key", "country", "address", "door": "http" | "grpc", "kind", "model", "tokens"}]]}
+
+`kind`: "chat" answers at once, "stream" token by token, "embed" is an embedding. Each call is a line of FILE, see
+`border.promise`. Times are those of CLOCK_BOOTTIME, which all namespaces of a machine share. `sent` is read before the
+first byte of the headers goes out, all others after what they tell of: so a lane that is late accuses nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import ssl
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from border.namespaces import GRPC, HTTP
+
+from mesh.tls import prepare_process
+
+prepare_process(os.environ)
+
+import grpc  # noqa: E402 - it reads the environment that was just set
+
+from mesh.transport.grpc_errors import from_rpc_error  # noqa: E402
+from mesh.v1 import inference_pb2 as pb  # noqa: E402
+
+CONNECT_S, CALL_S = 3.0, 12.0
+PATHS = {"chat": "/v1/chat/completions", "stream": "/v1/chat/completions", "embed": "/v1/embeddings"}
+METHODS = {"chat": "Chat", "stream": "ChatStream", "embed": "Embed"}
+_CODE = re.compile(rb'"code":\s*"([a-z_]+)"')
+_REGION = re.compile(rb"\r\nmesh-region: ([^\r\n]+)", re.IGNORECASE)
+Row = dict[str, Any]
+
+
+def now_s() -> float:
+    """The clock of all histories."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Http:
+    """One client at HTTP doors, a connection for each call."""
+
+    def __init__(self, ca: Path) -> None:
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.context.load_verify_locations(ca)
+
+    def call(self, asked: Row, row: Row) -> None:
+        """One call; `row` gets what is seen of it."""
+        try:
+            plain = socket.create_connection((asked["address"], HTTP), timeout=CONNECT_S)
+        except OSError:
+            row.update(sent=now_s(), code="unreachable")
+            return
+        plain.settimeout(CALL_S)
+        try:
+            with self.context.wrap_socket(plain, server_hostname=asked["address"]) as stream:
+                self._ask(stream, asked, row)
+        except TimeoutError:
+            row["code"] = "late"
+        except OSError:  # a broken connection
+            row["code"] = "broken"
+        row.setdefault("sent", now_s())
+
+    def _ask(self, stream: ssl.SSLSocket, asked: Row, row: Row) -> None:
+        data = json.dumps(_body(asked)).encode()
+        lines = [
+            f"POST {PATHS[asked['kind']]} HTTP/1.1",
+            "Host: mesh",
+            "Connection: close",
+            "Content-Type: application/json",
+            f"Content-Length: {len(data)}",
+            f"Authorization: Bearer {asked['key']}",
+            f"mesh-timeout-ms: {int(CALL_S * 1000)}",
+        ]
+        row["sent"] = now_s()
+        stream.sendall("\r\n".join([*lines, "", ""]).encode() + data)
+        held, row["code"] = b"", "broken"
+        while piece := stream.recv(1 << 16):
+            at = now_s()
+            held += piece
+            if "status" not in row and b"\r\n\r\n" in held:
+                region = _REGION.search(held)
+                row.update(status=int(held[9:12]), region=region[1].decode() if region else None, answered=at)
+            if row.get("status") == 200 and (b'"content":' in piece or asked["kind"] != "stream"):
+                row["tokens"].append(at)
+        error = _CODE.search(held)
+        if error is not None:
+            row["code"] = error[1].decode()
+        elif row.get("status") == 200 and (b"[DONE]" in held if asked["kind"] == "stream" else held.endswith(b"}")):
+            row["code"] = "ok"
+
+
+class Grpc:
+    """One client at gRPC doors, a channel for each."""
+
+    def __init__(self, ca: Path) -> None:
+        self._credentials = grpc.ssl_channel_credentials(ca.read_bytes())
+        self._channels: dict[str, grpc.Channel] = {}
+
+    def call(self, asked: Row, row: Row) -> None:
+        """One call; `row` gets what is seen of it."""
+        channel = self._channels.get(asked["address"]) or self._open(asked["address"])
+        request = pb.ChatRequest(**_body(asked) | {"stream": None})
+        row["sent"] = now_s()
+        call = channel.unary_stream(f"/mesh.v1.Inference/{METHODS[asked['kind']]}")(
+            request.SerializeToString(), metadata=[("authorization", f"Bearer {asked['key']}")], timeout=CALL_S
+        )
+        try:
+            for _ in call:
+                row["tokens"].append(now_s())
+            row["code"] = "ok"
+        except grpc.RpcError as error:
+            row["code"] = from_rpc_error(error).code.value
+        regions = [value for name, value in call.initial_metadata() or () if name == "mesh-region"]
+        if row["tokens"] and regions:
+            row["region"] = str(regions[0])
+
+    def _open(self, address: str) -> grpc.Channel:
+        options = [
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 500),
+        ]
+        channel = self._channels[address] = grpc.secure_channel(f"{address}:{GRPC}", self._credentials, options=options)
+        return channel
+
+
+def _body(asked: Row) -> Row:
+    if asked["kind"] == "embed":
+        return {"model": asked["model"], "input": "How are you today?"}
+    body = {"model": asked["model"], "messages": [{"role": "user", "content": "Count."}], "max_tokens": asked["tokens"]}
+    return body | ({"stream": True} if asked["kind"] == "stream" else {})
+
+
+def lane(calls: list[Row], ca: Path, pause_s: float, write: Any, over: threading.Event) -> None:
+    """One client: call after call, until it is over."""
+    doors = {"http": Http(ca), "grpc": Grpc(ca)}
+    while True:
+        for asked in calls:
+            shown = {name: asked[name] for name in ("tenant", "country", "door", "kind", "model")}
+            row: Row = {"do": "call", **shown, "code": "broken", "region": None, "tokens": []}
+            doors[asked["door"]].call(asked, row)
+            row["end"] = now_s()
+            write(row)
+            if over.wait(pause_s):
+                return
+
+
+def main() -> None:
+    asked, over, lock = json.loads(sys.stdin.readline()), threading.Event(), threading.Lock()
+    with Path(sys.argv[1]).open("a", buffering=1) as file:
+
+        def write(row: Row) -> None:
+            with lock:
+                file.write(json.dumps(row) + "\n")
+
+        threads = [
+            threading.Thread(target=lane, args=(calls, Path(asked["ca"]), asked["pause_s"], write, over))
+            for calls in asked["lanes"]
+        ]
+        for thread in threads:
+            thread.start()
+        sys.stdin.read()
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+if __name__ == "__main__":
+    main()

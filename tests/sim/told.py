@@ -1,0 +1,155 @@
+"""What many episodes came to, and what a campaign tells the report of the proof: one section for the code as it is, one for the rules left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from proof_report import Report
+from sim.episode import LENGTH_S
+from sim.faults import WEIGHTS
+from sim.mutants import MUTANTS, NOT_EXPRESSED, NOT_FOUND
+
+PHASES = ("before", "waiting", "after")
+RULES: dict[str, tuple[str, ...]] = {
+    "I1": ("t0recv", "watchonly", "sendhome", "stalekey", "op-last"),
+    "I2": ("drainlive", "live", "longstep", "lowerack", "attestearly"),
+    "I3": ("pauseadmit", "fence", "senderdecides"),
+    "return": (
+        "latemember", "jumpack", "nodrain", "cumulative", "ackclose", "silentearly", "shortW", "newS", "chainS",
+        "supersede", "sweepshort", "sweeprec",
+    ),
+    "changes": ("gap",),
+    "signed": ("replay", "unsigned", "ledgerlate"),
+    "clocks": ("slew", "static", "twin"),
+    "restored": ("restore", "lostmember"),
+}  # fmt: skip
+"""Which rules each claim of the report leans on: each stands where its name in docs/pins.md does."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A seed that came to something."""
+
+    seed: int
+    aim: str | None
+    violations: tuple[str, ...]
+    errors: tuple[str, ...]
+
+
+@dataclass
+class Tally:
+    """Of many episodes.
+
+    Attributes:
+        aimed: How many of them were aimed at a rule.
+        seeds: Those that were played.
+        faults: In how many episodes a kind of fault began in which phase of the first shrink.
+        struck: How often a kind of fault began.
+        counts: What the checker looked at.
+    """
+
+    episodes: int = 0
+    aimed: int = 0
+    steps: int = 0
+    seeds: list[int] = field(default_factory=list)
+    faults: Counter[tuple[str, str]] = field(default_factory=Counter)
+    struck: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    found: list[Found] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Together."""
+        self.episodes += other.episodes
+        self.steps += other.steps
+        self.aimed += other.aimed
+        self.seeds += other.seeds
+        self.faults += other.faults
+        self.struck += other.struck
+        self.counts += other.counts
+        self.found += other.found
+
+
+def missing(tally: Tally) -> list[str]:
+    """Faults that can strike at any time, and did not begin in each phase."""
+    kinds = [*WEIGHTS, "leave"]
+    return [f"{kind}/{phase}" for kind in kinds for phase in PHASES if not tally.faults[kind, phase]]
+
+
+def table(tally: Tally) -> str:
+    """In how many episodes which fault began in which phase."""
+    kinds = sorted({kind for kind, _ in tally.faults})
+    lines = [f"{'fault':12} {'before':>8} {'waiting':>8} {'after':>8}"]
+    lines += [f"{kind:12} " + " ".join(f"{tally.faults[kind, phase]:8}" for phase in PHASES) for kind in kinds]
+    return "\n".join(lines)
+
+
+def section(report: Report, tally: Tally) -> Report:
+    """The code as it is, in `report`."""
+    row = report.path("removals that race with calls and faults")
+    counts = tally.counts
+    row.episodes, row.leaks, row.pins = tally.episodes, len(tally.found), counts["returned"]
+    row.requests = counts["admit"] + counts["refuse"]
+    row.faults = dict(tally.struck)
+    report.facts["what was looked at"] = {
+        "episodes": tally.episodes,
+        "of these aimed at a rule": tally.aimed,
+        "seeds": f"{min(tally.seeds)} to {max(tally.seeds)}",
+        "virtual seconds of each": LENGTH_S,
+        "steps of programs": tally.steps,
+        "calls admitted": counts["admit"],
+        "calls refused": counts["refuse"],
+        "steps of engines": counts["step"],
+        "removals, revocations and suspensions that returned": counts["returned"],
+        "promises that then held": counts["promises"],
+        "calls refused by such a promise": counts["refused after"],
+        "hops that came too late, refused": counts["refused late"],
+        "states looked at while something ran": counts["looked"],
+        "promises broken": len(tally.found),
+    }
+    kinds = sorted({kind for kind, _ in tally.faults})
+    report.facts["in how many episodes a fault began, by the phase of the first removal"] = [
+        {"fault": kind, **{phase: tally.faults[kind, phase] for phase in PHASES}} for kind in kinds
+    ]
+    if tally.found:
+        report.facts["what was found"] = [
+            {"seed": one.seed, "aim": one.aim or "-", "what": "; ".join([*one.violations, *one.errors][:3])}
+            for one in tally.found
+        ]
+    broken = [one for one in tally.found if one.violations]
+    for name, seen in (
+        ("I1", f"{counts['refused after']} calls refused after a return, of {counts['promises']} promises"),
+        ("I2", f"{counts['step']} steps of engines, {counts['looked']} states in which something ran"),
+        ("I3", f"{counts['refused late']} hops that came after a return, each refused"),
+    ):
+        hit = [one for one in broken if any(name in text for text in one.violations)]
+        told = f"in {tally.episodes} episodes: {seen}"
+        report.claim(name, f"seeds {[one.seed for one in hit]}" if hit else told, broken=bool(hit))
+    return report
+
+
+def rules_section(report: Report, firsts: Mapping[str, int | None]) -> Report:
+    """Rules left out one at a time, in `report`."""
+    claim_of = {rule: name for name, rules in RULES.items() for rule in rules}
+    report.facts["rules left out, and the seeds that it took to find the promise broken"] = [
+        {
+            "rule": rule,
+            "claim": claim_of.get(rule, "-"),
+            "seeds needed": "**not found**" if seed is None else seed,
+            "tried at most": MUTANTS[rule].seeds,
+        }
+        for rule, seed in firsts.items()
+    ]
+    report.facts["rules that no part of the code can leave out"] = NOT_EXPRESSED
+    report.facts["rules that no seed has found left out"] = NOT_FOUND
+    for name, rules in RULES.items():
+        tried = [rule for rule in rules if rule in firsts]
+        missed = [rule for rule in tried if firsts[rule] is None]
+        if missed:
+            report.claim(name, f"not found: {', '.join(missed)}", broken=True)
+        elif tried:
+            report.claim(
+                name, f"each found within {max(firsts[rule] or 0 for rule in tried)} seeds: {', '.join(tried)}"
+            )
+    return report
