@@ -1,4 +1,7 @@
-"""`scripts/campaign model`: searches every model and every mutant, also in the large configurations if asked."""
+"""`scripts/campaign model`: searches every model and every mutant, also in the large configurations if asked.
+
+All of them together write a section of `reports/border.md`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from dataclasses import asdict
 
 from pinmodel.catalogue import FOUND, HOLD, LARGE
 from pinmodel.explore import Check, Outcome, explore
+from pinmodel.told import section
+from proof_report import Report
 
 
 def main() -> int:
@@ -25,11 +30,13 @@ def main() -> int:
     ]
     if not checks:
         options.error("there is no such model")
-    results: list[tuple[Check, Outcome]] = []
+    report, results = Report("model"), list[tuple[Check, Outcome]]()
     for check in checks:
         outcome = explore(check.machine)
         results.append((check, outcome))
         print(_line(check, outcome), file=sys.stderr if chosen.json else sys.stdout, flush=True)
+    if chosen.model is None:
+        section(report, results).write()
     surprises = [(check, outcome) for check, outcome in results if outcome.surprise(check)]
     if chosen.json:
         print(json.dumps({"ok": not surprises, "searches": [_entry(check, outcome) for check, outcome in results]}))

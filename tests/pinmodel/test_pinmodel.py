@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pinmodel.catalogue import ADDED, FOUND, HOLD, LARGE, RULES, STATED
-from pinmodel.explore import Check, explore
+from pinmodel.explore import Check, Outcome, explore
+from pinmodel.told import MODELS, section
+from proof_report import CLAIMS, Report
 
 # The searches take seconds of one core; on a machine that others use, they take as long as it gives them.
 pytestmark = pytest.mark.timeout(300)
@@ -22,14 +25,26 @@ def _name(check: Check) -> str:
     return " ".join(filter(None, (check.model, check.mutant, f"({check.configuration})")))
 
 
+@pytest.fixture(scope="module")
+def searched() -> Generator[list[tuple[Check, Outcome]]]:
+    """What was searched, for the report: written when all of it was."""
+    report, searched = Report("model"), list[tuple[Check, Outcome]]()
+    yield searched
+    if len(searched) == len(HOLD) + len(FOUND):
+        section(report, searched).write()
+
+
 @pytest.mark.parametrize("check", HOLD, ids=_name)
-def test_the_protocol_holds(check: Check) -> None:
-    assert not explore(check.machine).surprise(check)
+def test_the_protocol_holds(check: Check, searched: list[tuple[Check, Outcome]]) -> None:
+    outcome = explore(check.machine)
+    searched.append((check, outcome))
+    assert not outcome.surprise(check)
 
 
 @pytest.mark.parametrize("check", FOUND, ids=_name)
-def test_a_rule_that_is_left_out_is_found(check: Check) -> None:
+def test_a_rule_that_is_left_out_is_found(check: Check, searched: list[tuple[Check, Outcome]]) -> None:
     outcome = explore(check.machine)
+    searched.append((check, outcome))
     assert not outcome.surprise(check)
     assert outcome.trace
 
@@ -97,3 +112,27 @@ def test_what_a_check_expects_can_fail() -> None:
     assert "missed" in explore(_Ring(9)).surprise(Check("ring", "", _Ring(9), mutant="rule"))
     assert "forbidden" in explore(_Ring(9, 3)).surprise(Check("ring", "", _Ring(9, 3)))
     assert "only 9" in explore(_Ring(9)).surprise(Check("ring", "", _Ring(9), at_least=10))
+
+
+def test_what_was_searched_is_told_with_what_it_shows() -> None:
+    held = Check("moves", "small", _Ring(9)), Outcome(9, 0.1, whole=True)
+    also = Check("records", "small", _Ring(7)), Outcome(7, 0.1, whole=True)
+    found = (
+        Check("moves", "small", _Ring(9), mutant="rule"),
+        Outcome(3, 0.1, whole=False, broken="I1", trace=("a", "b")),
+    )
+    missed = Check("moves", "small", _Ring(9), mutant="other"), Outcome(9, 0.1, whole=True)
+    told = section(Report("model"), [held, also, found]).section()
+    assert told["claims"] == {
+        "moves": "holds in every state of `moves` (up to 9), `records` (up to 7); found broken without any of: rule"
+    }
+    assert [(row["rule"], row["in steps"]) for row in told["facts"]["the protocol with one rule left out"]] == [
+        ("rule", 2)
+    ]
+    assert section(Report("model"), [held, found]).section()["claims"] == {}
+    assert "BROKEN" in section(Report("model"), [held, also, missed]).section()["claims"]["moves"]
+
+
+def test_every_model_stands_at_a_claim() -> None:
+    assert {model for models in MODELS.values() for model in models} == {check.model for check in HOLD}
+    assert {name for name, claim in CLAIMS.items() if "model" in claim.rests_on} == MODELS.keys()
