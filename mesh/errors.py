@@ -228,6 +228,17 @@ class MeshError(Exception):
         return f"{self.code}: {self.message}"
 
 
+class StaleHopError(MeshError):
+    """`replica_failed` of a hop whose connection had been kept from earlier, and broke at once, before any answer.
+
+    As a rule the other side was gone already and never saw what was sent. That is not known, so whoever tries again
+    treats the first as one that may still arrive.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Code.REPLICA_FAILED)
+
+
 class SettingsError(MeshError):
     """Configuration that is not valid. `faults` lists every fault as `file: path: what is wrong and what to do`."""
 

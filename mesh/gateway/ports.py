@@ -142,6 +142,7 @@ class Hops(Protocol[P_contra, H_co]):
 
         Raises:
             MeshError: REPLICA_FAILED when it could not be handed over.
+            StaleHopError: So it was, and another try makes a new connection.
         """
         ...
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, LiteralString, Protocol
 
-from mesh.errors import Code, MeshError
+from mesh.errors import Code, MeshError, StaleHopError
 from mesh.gateway.freshness import Freshness
 from mesh.gateway.keyring import Keyring
 from mesh.gateway.ports import Exchange, ForwardedExchange, H, HopHead, Hops, P, Settled
@@ -261,7 +261,9 @@ class Story(Generic[P, H]):
         facts = await exchange.receive(self._max_body_bytes, ongoing.check)
         tried: set[str] = set()
         fault = MeshError(Code.NO_CAPACITY)
-        for _ in range(ATTEMPTS):
+        left, stale = ATTEMPTS, False
+        while left:
+            left -= 1
             permit = permitted()
             account.revision = permit.revision
             model = account.model = self._model(permit, facts, exchange.operation, forwarded=forwarded)
@@ -285,6 +287,12 @@ class Story(Generic[P, H]):
             fault = failed
             if began or fault.code not in _TRY_AGAIN:
                 raise fault
+            if isinstance(fault, StaleHopError) and not stale:
+                # Says nothing of the other side, which may be tried again; once, as every kept connection may be dead.
+                # Should it have begun with it all the same, it computes twice, as where another replica is tried; each
+                # time under a lease of its own, and what was given up is refused or ended like any other.
+                stale, left = True, left + 1
+                continue
             tried.add(route.replica.id if isinstance(route, Local) else route.region)
         raise fault
 

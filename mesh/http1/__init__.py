@@ -1,6 +1,6 @@
 """HTTP/1.1 for doors and hops: one small server and one small client on asyncio transports."""
 
-from mesh.http1.client import ConnectionFailedError, Pool, Response, TooManyConnectionsError
+from mesh.http1.client import ConnectionFailedError, Pool, Response, StaleConnectionError, TooManyConnectionsError
 from mesh.http1.connection import Fault, Handler
 from mesh.http1.limits import Limits
 from mesh.http1.request import Peer, Request
@@ -16,6 +16,7 @@ __all__ = [
     "Request",
     "Response",
     "Server",
+    "StaleConnectionError",
     "TooManyConnectionsError",
     "listen",
 ]

@@ -1,4 +1,7 @@
-"""The calling side: connections that are kept and used again. Nothing is ever tried twice here."""
+"""The calling side: connections that are kept and used again.
+
+Nothing is ever tried twice here. Who may try again is told where it is likely that nothing was received.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from mesh.http1.request import Check
 _HIGH_BYTES = 262_144
 _HEAD_BYTES = 65_536
 _LINGER_S = 1.0
+_ALIVE_AFTER_S, _ALIVE_EVERY_S, _ALIVE_TRIES = 5, 2, 3
+"""A peer of which nothing was heard is asked after so long and so often; then its connection breaks: 11 s."""
 _TARGET = re.compile(r"/[\x21\x22\x24-\x7e]*")
 
 
@@ -27,6 +32,10 @@ class ConnectionFailedError(Exception):
 
 class TooManyConnectionsError(ConnectionFailedError):
     """This address has `per_address` connections, all of them busy. Nothing was sent."""
+
+
+class StaleConnectionError(ConnectionFailedError):
+    """The connection had been used before, and broke at once, before a byte of this request's answer."""
 
 
 class _Address(NamedTuple):
@@ -46,6 +55,7 @@ class Pool:
         connect_timeout_s: float = 3.0,
         per_address: int = 512,
         send_buffer_bytes: int | None = None,
+        stale_s: float = 2.0,
     ) -> None:
         """A pool without connections.
 
@@ -56,12 +66,15 @@ class Pool:
             per_address: The most open connections per address, idle ones included.
             send_buffer_bytes: The most that the operating system holds of what a connection sends; None leaves it to
                 grow.
+            stale_s: A kept connection that breaks within this, without an answer, is taken for one that was dead
+                before. Many round trips: whoever breaks later was at work.
         """
         self._tls = tls
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
         self._per_address = per_address
         self._send_buffer_bytes = send_buffer_bytes
+        self._stale_s = stale_s
         self._idle: dict[_Address, list[_Connection]] = {}
         self._count: dict[_Address, int] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -98,15 +111,27 @@ class Pool:
                 (TCP_USER_TIMEOUT), also where this process has stopped; at least a millisecond.
 
         Raises:
+            StaleConnectionError: The server was as a rule gone already; the next request makes a new connection.
             ConnectionFailedError: It could not be handed over, or the connection broke before the answer's head.
         """
         address = _Address(host, port, server_name)
         head = _render(method, target, headers, len(body))
-        connection = self._take(address) or await self._connect(address)
+        kept = self._take(address)
+        connection = kept or await self._connect(address)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
             if unacknowledged_s is not None:
                 connection.give_up_after(unacknowledged_s)
             return await connection.exchange(head, body, bodiless=method == "HEAD", check=check)
+        except ConnectionFailedError:
+            connection.reset()
+            if kept is None or connection.answered or loop.time() - began_s >= self._stale_s:
+                raise
+            # What has waited longer than the one that was dead is as dead, and would fail the next try as well.
+            for other in self._idle.pop(address, []):
+                other.abort()
+            raise StaleConnectionError from None
         except BaseException:
             connection.reset()
             raise
@@ -180,6 +205,7 @@ class Pool:
             async with asyncio.timeout(self._connect_timeout_s):
                 await loop.create_connection(lambda: connection, address.host, address.port)
                 await connection.opened
+                connection.keep_asking()
                 if self._send_buffer_bytes is not None:
                     connection.hold_at_most(self._send_buffer_bytes)
         except (OSError, TimeoutError):
@@ -276,6 +302,22 @@ class _Connection(Channel):
 
     # One exchange.
 
+    @property
+    def answered(self) -> bool:
+        """Whether anything of this exchange's answer has come."""
+        return bool(self._head_bytes or self.unread_bytes)
+
+    def keep_asking(self) -> None:
+        """Has the operating system ask whether the other side is there, also while nothing is sent.
+
+        Without it a host that is gone, or cut off, is not noticed by whoever waits for its answer, nor by an idle
+        connection, until the call's own deadline.
+        """
+        self._set(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._set(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _ALIVE_AFTER_S)
+        self._set(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ALIVE_EVERY_S)
+        self._set(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _ALIVE_TRIES)
+
     def hold_at_most(self, size_bytes: int) -> None:
         """Bounds what the operating system holds of what is sent."""
         # Linux doubles what it is told, for its own bookkeeping, and that is what it reports and counts against.
@@ -348,6 +390,7 @@ class _Connection(Channel):
             self.reset()
         elif self._pool is not None:
             self._parser = None
+            self._head_bytes = 0
             self._pool.put_back(self)
 
     def is_quiet(self) -> bool:

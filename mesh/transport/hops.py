@@ -11,13 +11,16 @@ from typing import Protocol
 
 from mesh.content.frames import Frame, FrameError, FrameKind, FrameParser
 from mesh.content.parcel import Sealed
-from mesh.errors import Code, MeshError
-from mesh.http1 import ConnectionFailedError, Pool, Response, TooManyConnectionsError
+from mesh.errors import Code, MeshError, StaleHopError
+from mesh.http1 import ConnectionFailedError, Pool, Response, StaleConnectionError, TooManyConnectionsError
 from mesh.ports import Clock
 from mesh.routing.lease import Lease
 from mesh.settings import Address
 from mesh.tls import internal_name
 from mesh.types import KeyId, ModelId, Operation, RegionId, RequestId, Role, TenantId, Usage
+
+_DEAD_S = 10.0
+"""A connection breaks once nothing that was sent has been acknowledged for so long."""
 
 
 class HopHead(Protocol):
@@ -138,6 +141,7 @@ class HttpHops:
 
         Raises:
             MeshError: REPLICA_FAILED when it could not be handed over; NO_CAPACITY when too many are under way there.
+            StaleHopError: So it was, and another try makes a new connection.
         """
         return await self._send(self._pool, to, internal_name(Role.REPLICA, self._here), parcel, head, check)
 
@@ -150,6 +154,7 @@ class HttpHops:
 
         Raises:
             MeshError: REPLICA_FAILED when it could not be handed over; NO_CAPACITY when too many are under way there.
+            StaleHopError: So it was, and another try makes a new connection.
         """
         return await self._send(self._border, to, internal_name(Role.GATEWAY, region), parcel, head, check)
 
@@ -180,10 +185,13 @@ class HttpHops:
                 headers=headers,
                 body=parcel.open(),
                 check=check,
-                unacknowledged_s=head.span_s,
+                # Also to a replica: one that was cut off is not waited for until the call's deadline.
+                unacknowledged_s=_DEAD_S if head.span_s is None else min(head.span_s, _DEAD_S),
             )
         except TooManyConnectionsError:
             raise MeshError(Code.NO_CAPACITY) from None
+        except StaleConnectionError:
+            raise StaleHopError from None
         except ConnectionFailedError:
             raise MeshError(Code.REPLICA_FAILED) from None
         if response.status != 200:

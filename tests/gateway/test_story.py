@@ -9,7 +9,7 @@ import pytest
 from gateway.world import JP, KEY, MODELS, SG, SITES, TENANT, VN, Call, ScriptedHop, World, load, replica
 
 from mesh.errors import Code, MeshError
-from mesh.gateway.ports import Check
+from mesh.gateway.ports import Check, HopHead
 from mesh.gateway.story import endpoints_of
 from mesh.policy.bundle import TenantKey
 from mesh.routing.fleet import Atlas, Fleet
@@ -162,6 +162,48 @@ async def test_at_most_two_attempts() -> None:
     world = World(replicas=[replica(name) for name in "abc"], hops={})
     assert (await refused(world, Call())).code is Code.REPLICA_FAILED
     assert len({to for to, _ in world.hops.sent}) == 2
+
+
+async def test_a_connection_that_was_dead_already_says_nothing_of_its_replica() -> None:
+    hops = {"a:1": [ScriptedHop(stale=True), ScriptedHop()]}
+    world = World(hops=hops)
+    await world.story.serve(Call())
+    assert [record.code for record in world.settled] == ["ok"]
+    (first, one), (second, other) = world.hops.sent
+    assert first == second == "a:1"
+    # It is not known that nothing arrived: each has a lease of its own, and the first counts as one that may come late.
+    assert one.lease is not None
+    assert other.lease is not None
+    assert other.lease.message > one.lease.message
+    assert world.running._abandoned.keys() == {TENANT}
+
+
+async def test_the_same_in_another_region() -> None:
+    hops = {f"{JP}/g1:1": [ScriptedHop(stale=True), ScriptedHop()]}
+    world = World(
+        allowed=("VN", "JP"), transfer=Transfer.WITHIN_ALLOWED, replicas=(), loads=(load(JP, "chat"),), hops=hops
+    )
+    await world.story.serve(Call())
+    assert [to for to, _ in world.hops.sent] == [f"{JP}/g1:1"] * 2
+
+
+async def test_a_dead_connection_is_tried_again_once_and_only_while_there_is_authority() -> None:
+    dead = [ScriptedHop(stale=True) for _ in range(5)]
+    world = World(replicas=(replica("a"), replica("b", running=1)), hops={"a:1": dead[:3], "b:1": dead[3:]})
+    assert (await refused(world, Call())).code is Code.REPLICA_FAILED
+    assert [to for to, _ in world.hops.sent] == ["a:1", "a:1", "b:1"]
+    world = World(hops={"a:1": [ScriptedHop(stale=True), ScriptedHop()]})
+    original = world.hops._send
+
+    def send(to: str, head: HopHead, check: Check) -> ScriptedHop:
+        try:
+            return original(to, head, check)
+        finally:
+            world.clock.at_s += 900  # pyright: ignore[reportAttributeAccessIssue]
+
+    world.hops._send = send
+    assert (await refused(world, Call(timeout_s=2000))).code is Code.POLICY_STALE
+    assert len(world.hops.sent) == 1
 
 
 async def test_no_ready_replica_is_no_capacity() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from mesh.errors import Code, MeshError
+from mesh.errors import Code, MeshError, StaleHopError
 from mesh.gateway.answers import Answers
 from mesh.gateway.freshness import Freshness
 from mesh.gateway.keyring import Keyring
@@ -120,7 +120,8 @@ class Relayed:
 class ScriptedHop:
     """An answer: tokens used, whether a byte of it was shown, how it ended; or it never ends.
 
-    With `pieces` it is a stream of that many, each of which waits until the test puts a token into `gate`.
+    With `pieces` it is a stream of that many, each of which waits until the test puts a token into `gate`. With `stale`
+    the connection turns out to be dead.
     """
 
     usage: Usage = Usage(3, 5)
@@ -130,6 +131,7 @@ class ScriptedHop:
     first_byte_s: float | None = None
     closed: int = 0
     pieces: int = 0
+    stale: bool = False
     gate: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     check: Check = lambda: None
 
@@ -161,6 +163,8 @@ class ScriptedHops:
         if not waiting:
             raise MeshError(Code.REPLICA_FAILED)
         hop = waiting.pop(0)
+        if hop.stale:
+            raise StaleHopError
         hop.check = check
         return hop
 

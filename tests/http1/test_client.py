@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from mesh.http1 import ConnectionFailedError, Pool, Request, Response, TooManyConnectionsError, listen
+from mesh.http1 import (
+    ConnectionFailedError,
+    Pool,
+    Request,
+    Response,
+    StaleConnectionError,
+    TooManyConnectionsError,
+    listen,
+)
 
 HOST = [(b"host", b"door.test")]
 
@@ -237,6 +245,67 @@ async def test_a_connection_that_ended_while_nobody_looked_is_not_used() -> None
         assert await whole(await call(pool, port)) == b"a"
         pool.close()
         second.result().close()
+
+
+async def answer_then(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, more: bytes, *, reset: bool) -> None:
+    """Answers one request of a connection, and ends it at the next."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na")
+    with suppress(asyncio.IncompleteReadError):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(more)
+    if reset:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("size_bytes", [0, 10_000_000])
+async def test_a_kept_connection_that_turns_out_to_be_dead_is_told_apart(reset: bool, size_bytes: int) -> None:
+    async with scripted(lambda reader, writer: answer_then(reader, writer, b"", reset=reset)) as port:
+        pool = Pool(None, stale_s=60)
+        responses = [await call(pool, port) for _ in range(3)]
+        for response in responses:
+            await whole(response)
+        assert sum(map(len, pool._idle.values())) == 3
+        with pytest.raises(StaleConnectionError):
+            await call(pool, port, body=bytes(size_bytes))
+        # The others have waited for longer: what comes next has a connection of its own.
+        assert not pool._idle
+        assert await whole(await call(pool, port)) == b"a"
+        pool.close()
+
+
+@pytest.mark.parametrize(("more", "stale_s"), [(b"HTTP/1.1 2", 60), (b"", 0)], ids=["answered", "late"])
+async def test_one_that_answered_or_was_at_work_is_not(more: bytes, stale_s: float) -> None:
+    async with scripted(lambda reader, writer: answer_then(reader, writer, more, reset=False)) as port:
+        pool = Pool(None, stale_s=stale_s)
+        assert await whole(await call(pool, port)) == b"a"
+        with pytest.raises(ConnectionFailedError) as caught:
+            await call(pool, port)
+        assert type(caught.value) is ConnectionFailedError
+        pool.close()
+
+
+async def test_a_new_connection_that_breaks_is_not() -> None:
+    async with scripted(answers(b"")) as port:
+        with pytest.raises(ConnectionFailedError) as caught:
+            await call(Pool(None, stale_s=60), port)
+        assert type(caught.value) is ConnectionFailedError
+
+
+async def test_a_host_that_is_gone_is_noticed_while_nothing_is_sent(door) -> None:
+    async with door() as opened:
+        pool = open_pool(opened)
+        response = await call(pool, opened.server.port)
+        sock = response._connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle_s, every_s, tries = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle_s + every_s * tries <= 15
+        await whole(response)
+        pool.close()
 
 
 async def test_a_connection_that_held_a_whole_answer_is_used_again(door) -> None:
