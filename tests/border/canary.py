@@ -49,6 +49,10 @@ class Canary:
     tag: str
     path: str
 
+    def shows_in(self, said: bytes) -> bool:
+        """Whether an answer says something of this very prompt."""
+        return any(form in said for form in forms(self.tag).values())
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:

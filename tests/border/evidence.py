@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,15 +56,15 @@ class Leg:
             yield _CHUNK_SIZE.sub(b"", data)
 
 
-def legs(clear: Path, since: int = 0) -> list[Leg]:
-    """What was written down, from the connection of this number on."""
+def legs(clear: Path, since: int = 0, places: Mapping[str, str] = _BY_ADDRESS) -> list[Leg]:
+    """What was written down, from the connection of this number on. `places`: who has which address."""
     found: list[Leg] = []
     for file in sorted(clear.iterdir()):
         if file.suffix not in (".up", ".down"):
             continue
         number, client, server, port, alpn = file.stem.split("-", 4)
         if int(number) >= since:
-            found.append(Leg(file, _BY_ADDRESS[client], _BY_ADDRESS[server], int(port), alpn, file.suffix == ".up"))
+            found.append(Leg(file, places[client], places[server], int(port), alpn, file.suffix == ".up"))
     return found
 
 
@@ -97,10 +97,14 @@ def search_legs(canaries: Canaries, found: list[Leg]) -> tuple[list[Hit], list[s
 
 def kept_files(network: Network) -> Iterator[Path]:
     """Every file of the countries: logs, ledgers, the store's data, Ray's folders, settings. Not the lab's own copies."""
-    own = {network.folder / "renewed", *network.folder.glob("clear-*")}
-    for root, _, names in os.walk(network.folder):
-        folder = Path(root)
-        if own & {folder, *folder.parents}:
+    return files_below(network.folder, {network.folder / "renewed", *network.folder.glob("clear-*")})
+
+
+def files_below(root: Path, but: set[Path]) -> Iterator[Path]:
+    """Every file below a folder, but those in some folders."""
+    for at, _, names in os.walk(root):
+        folder = Path(at)
+        if but & {folder, *folder.parents}:
             continue
         for name in names:
             path = folder / name
@@ -111,13 +115,18 @@ def kept_files(network: Network) -> Iterator[Path]:
 
 def search_files(canaries: Canaries, network: Network) -> tuple[list[Hit], int]:
     """Hits in what is kept, and how many files were looked at."""
+    return search_each(canaries, kept_files(network), network.folder)
+
+
+def search_each(canaries: Canaries, files: Iterable[Path], root: Path) -> tuple[list[Hit], int]:
+    """The same in these files below `root`."""
     hits: list[Hit] = []
     looked = 0
-    for path in kept_files(network):
+    for path in files:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             continue  # a log that was turned over just now
         looked += 1
-        hits += canaries.search(str(path.relative_to(network.folder)), data.rstrip(b"\0"))
+        hits += canaries.search(str(path.relative_to(root)), data.rstrip(b"\0"))
     return hits, looked

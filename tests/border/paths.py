@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from border.calls import Answer, Rpc, head
-from border.canary import Canary, Encode, forms
+from border.canary import Canary, Encode
 from border.countries import EMBEDDING, Countries, Tenant
 from border.places import MAX_BODY_BYTES
 from google.protobuf.message import Message
@@ -48,7 +48,7 @@ def outcome(answer: Answer | Rpc, canary: Canary) -> str:
         ended, said, good = str(answer.status), answer.raw, answer.status == 200
     else:
         ended, said, good = answer.code, answer.text.encode(), answer.code == "OK"
-    if not good and any(form in said for form in forms(canary.tag).values()):
+    if not good and canary.shows_in(said):
         raise EchoError(f"an answer {ended} holds what was sent")
     return ended
 

@@ -20,6 +20,7 @@ import signal
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -91,14 +92,16 @@ class Forge:
 class Relay:
     """All connections. They are independent; each ends with both of its legs."""
 
-    def __init__(self, forge: Forge, clear: Path) -> None:
+    def __init__(self, forge: Forge, clear: Path, leg: Callable[[], socket.socket]) -> None:
+        """A relay that writes into `clear`; `leg` makes a socket on the border."""
         self._forge = forge
         self._clear = clear
+        self._leg = leg
         self._count = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def listen(self, pair: Path, host: str, port: int) -> None:
-        """Stands in for a server whose certificate is in `pair`."""
+    async def listen(self, pair: Path, host: str, port: int, *, onward: str | None = None) -> asyncio.Server:
+        """Stands in for a server whose certificate is in `pair`, and which is at `host` or, if given, at `onward`."""
         shown = x509.load_pem_x509_certificate(pair.read_bytes()).public_bytes(serialization.Encoding.DER)
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -107,13 +110,13 @@ class Relay:
             self._tasks.add(task)  # the loop holds them weakly
             task.add_done_callback(self._tasks.discard)
             try:
-                await self._connection(shown, (host, port), reader, writer)
+                await self._connection(shown, (host, port), onward or host, reader, writer)
             except (OSError, EOFError):
                 writer.transport.abort()
 
-        socket_ = leg_socket()
+        socket_ = self._leg()
         socket_.bind((host, port))
-        await asyncio.start_server(
+        return await asyncio.start_server(
             connected,
             sock=socket_,
             backlog=256,
@@ -123,20 +126,25 @@ class Relay:
         )
 
     async def _connection(
-        self, shown: bytes, server: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        shown: bytes,
+        server: tuple[str, int],
+        onward: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         client: str = writer.get_extra_info("peername")[0]
         tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
         alpn = tls.selected_alpn_protocol()
         certificate = tls.getpeercert(binary_form=True)
         assert certificate is not None
-        leg = leg_socket()
+        leg = self._leg()
         try:
             leg.bind((client, 0))
-            await asyncio.get_running_loop().sock_connect(leg, server)
-            onward = self._forge.context(ssl.PROTOCOL_TLS_CLIENT, certificate, alpn)
+            await asyncio.get_running_loop().sock_connect(leg, (onward, server[1]))
+            context = self._forge.context(ssl.PROTOCOL_TLS_CLIENT, certificate, alpn)
             back, out = await asyncio.open_connection(
-                sock=leg, limit=CHUNK * 4, ssl=onward, server_hostname=server[0], ssl_handshake_timeout=HANDSHAKE_S
+                sock=leg, limit=CHUNK * 4, ssl=context, server_hostname=server[0], ssl_handshake_timeout=HANDSHAKE_S
             )
         except OSError:
             leg.close()
@@ -182,7 +190,7 @@ async def main() -> None:
     renewed: Path = options.clear.parent / "renewed"
     for folder in (options.clear, renewed):
         folder.mkdir(mode=0o700, exist_ok=True)
-    relay = Relay(Forge(options.pki, renewed), options.clear)
+    relay = Relay(Forge(options.pki, renewed), options.clear, leg_socket)
     for at in options.at:
         name, _, address = at.partition("=")
         host, _, port = address.partition(":")
