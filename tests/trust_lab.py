@@ -77,7 +77,13 @@ class Notebook:
 
 
 def changes_in(
-    store: Store, home: RegionId, clock: Clock, entropy: Entropy | None = None, journal: Notebook | None = None
+    store: Store,
+    home: RegionId,
+    clock: Clock,
+    entropy: Entropy | None = None,
+    journal: Notebook | None = None,
+    *,
+    store_answers: bool = False,
 ) -> Changes:
     """A home's admin."""
     return Changes(
@@ -88,6 +94,7 @@ def changes_in(
         signer=signer_of(home),
         trust=trust_in(),
         journal=journal if journal is not None else Notebook(),
+        store_answers=lambda: store_answers,
     )
 
 

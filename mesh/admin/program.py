@@ -111,7 +111,17 @@ class AdminProgram:
                 history=history,
                 start=start,
             )
-            changes = Changes(store, region.id, clock, self._entropy, signer, trust, journal=ledger, history=history)
+            changes = Changes(
+                store,
+                region.id,
+                clock,
+                self._entropy,
+                signer,
+                trust,
+                journal=ledger,
+                history=history,
+                store_answers=members.store_answers,
+            )
             service = AdminService(
                 tenants=Tenants(
                     here=here,

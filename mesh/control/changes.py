@@ -70,12 +70,16 @@ class Changes:
         trust: Trust,
         journal: Journal,
         history: StoreHistory | None = None,
+        store_answers: Callable[[], bool] = lambda: False,
     ) -> None:
+        """See `Commits`; `store_answers` tells whether the store has just answered a linearizable read."""
         self._store = store
         self._home = home
         self._clock = clock
         self._trust = trust
-        self._commits = Commits(store, home, clock, entropy, signer, trust, journal, history or StoreHistory())
+        self._commits = Commits(
+            store, home, clock, entropy, signer, trust, journal, history or StoreHistory(), store_answers
+        )
 
     async def check(self) -> None:
         """Asks the store for anything: whether it is there, with a quorum."""

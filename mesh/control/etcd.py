@@ -344,6 +344,7 @@ def _range_request(request: Range) -> pb.RangeRequest:
         range_end=_raw(request.end or ""),
         limit=request.limit,
         revision=request.revision,
+        serializable=request.serializable,
     )
 
 

@@ -42,12 +42,17 @@ class StoreHistory:
         Raises:
             MeshError: `policy_store_unavailable`: the store went back in time, now or earlier.
         """
-        other = bool(answer.cluster and before.cluster and answer.cluster != before.cluster)
-        if answer.revision < before.revision or other:
+        if not self.fits(answer, before):
             self.went_back_at(answer.revision)
         elif answer.revision >= self._seen.revision:
             self._seen = Seen(answer.revision, answer.cluster or self._seen.cluster)
         self.check()
+
+    def fits(self, answer: TxnResult, before: Seen) -> bool:
+        """Whether what one member has is all that was seen; where not, it is behind, or the store went back."""
+        return answer.revision >= before.revision and (
+            not answer.cluster or not before.cluster or answer.cluster == before.cluster
+        )
 
     def went_back_at(self, revision: int) -> None:
         """The store is older than it was, as its revision of now shows or what it lacks."""

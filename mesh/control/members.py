@@ -76,6 +76,7 @@ class Members:
         self._acks: dict[layout.AckKey, SeenAck] = {}
         self._waiting: dict[Following, None] = {}  # in order: a set would be in the order of addresses
         self._unbroken: object | None = None
+        self._answered: Instant | None = None
 
     async def run(self) -> None:
         """Reads the grants once a second and follows the acknowledgements, for ever."""
@@ -106,6 +107,10 @@ class Members:
         """For how many seconds at least a grant that was put then has surely stood; 0 if it was not seen."""
         known = self._grants.get(grant)
         return now.least_since(known[1]) if known is not None and known[0] == mod_revision else 0.0
+
+    def store_answers(self) -> bool:
+        """Whether the store answered a linearizable read within the last two of its reads' periods."""
+        return self._answered is not None and self._clock.instant().most_since(self._answered) <= 2 * _PERIOD_S
 
     def ack(self, at: layout.AckKey) -> SeenAck | None:
         """The newest acknowledgement that was heard of: a hint."""
@@ -140,6 +145,7 @@ class Members:
                 self._note(error)
             else:
                 self._failing = False
+                self._answered = self._clock.instant()
                 if answer.revision < self._revision:
                     # Polls follow each other: this is an older store, and what was seen of the other says nothing here.
                     self._revision = 0

@@ -65,12 +65,15 @@ class Range:
     Attributes:
         limit: At most so many keys; 0 is all.
         revision: As the store stood then; 0 is now, linearizably.
+        serializable: What the member that is asked has, which may be behind, and costs no round trip to others. Of a
+            transaction's reads all are, or none.
     """
 
     key: str
     end: str | None = None
     limit: int = 0
     revision: int = 0
+    serializable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

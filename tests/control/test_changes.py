@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mesh.control import edits, layout
 from mesh.control.changes import Changes, Outcome
 from mesh.control.ops import new_op_id
 from mesh.control.records import OpMark, decode_op, decode_tenant, encode_op
-from mesh.control.store import Put, StoreUnavailableError, TxnResult
+from mesh.control.store import Compare, Op, Put, Range, StoreUnavailableError, TxnResult
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import Spans, TenantPolicy
 from mesh.policy.shrink import Right, Shrink, rights_of
@@ -227,6 +227,71 @@ async def test_what_lost_a_race_is_not_kept() -> None:
     made = await changes_in(world.store, HOME, CLOCK, journal=journal).set_allowed(world.tenant, frozenset({VN}))
     assert (made.revision, made.tenant.policy.state) == (3, TenantState.SUSPENDED)
     assert [row[3] for row in journal.rows.values()] == [3], "the attempt of revision 2 surely never came through"
+
+
+class Behind(MemoryStore):
+    """A store whose nearest member has come to `applied`; None is all of it. `asked` counts linearizable reads."""
+
+    applied: int | None = None
+    asked = 0
+
+    async def txn(
+        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = (), *, timeout_s: float
+    ) -> TxnResult:
+        if any(isinstance(op, Range) and op.serializable for op in then):
+            at = self.revision if self.applied is None else self.applied
+            reads = [replace(op, revision=at) for op in then if isinstance(op, Range)]
+            return replace(await super().txn((), reads, timeout_s=timeout_s), revision=at)
+        self.asked += all(isinstance(op, Range) for op in then)
+        return await super().txn(compares, then, otherwise, timeout_s=timeout_s)
+
+
+async def near(behind: int | None = None) -> tuple[World, Changes]:
+    """A world, and an admin that asks the nearest member first: one that is so many revisions behind from here on."""
+    world = World()
+    world.store = store = Behind()
+    world.changes = changes_in(store, HOME, CLOCK, journal=world.journal)
+    await world.begin(VN, SG)
+    store.applied = None if behind is None else store.revision - behind
+    store.asked = 0
+    return world, changes_in(store, HOME, CLOCK, store_answers=True)
+
+
+async def test_where_the_nearest_member_is_up_to_date_a_change_is_one_round_of_the_store() -> None:
+    world, changes = await near()
+    made = await changes.set_allowed(world.tenant, frozenset({VN}))
+    assert (made.changed, made.revision, made.number, world.store.asked) == (True, 2, 2, 0)
+    assert set(made.members) == {"u1", "u2"}
+    slow = changes_in(world.store, HOME, CLOCK, store_answers=False)
+    await slow.set_allowed(world.tenant, frozenset({VN, SG}))
+    assert world.store.asked == 1, "where the store may be away, that is found out before anything is sent"
+
+
+async def test_a_member_that_is_behind_decides_nothing() -> None:
+    world, changes = await near(behind=1)  # to which the tenant does not exist
+    made = await changes.set_allowed(world.tenant, frozenset({VN}))
+    assert (made.changed, made.revision) == (True, 2)
+    world, changes = await near(behind=0)
+    op = op_id()
+    await world.changes.set_allowed(world.tenant, frozenset({VN}), op_id=op)
+    back = await changes.set_allowed(world.tenant, frozenset({VN, SG}))  # so it is, by what that member has
+    assert (back.changed, back.revision) == (True, 3)
+    again = await changes.set_allowed(world.tenant, frozenset({VN}), op_id=op)  # which has not heard of it
+    assert (again.resumed, again.revision, again.tenant.policy.revision) == (True, 2, 3)
+    made = await changes.set_state(world.tenant, TenantState.SUSPENDED)
+    assert (made.revision, made.tenant.policy.allowed) == (4, {VN, SG})
+    assert (await refused(changes.revoke_key(KeyId("K" * 12)))).code is Code.KEY_NOT_FOUND
+
+
+async def test_a_store_that_went_back_is_told_by_nobody_in_between() -> None:
+    world, changes = await near()
+    await changes.set_allowed(world.tenant, frozenset({VN}))
+    await changes.set_allowed(world.tenant, frozenset({VN, SG}))
+    stood = world.store.revision - 1
+    world.store.restore(stood)
+    error = await refused(changes.set_state(world.tenant, TenantState.SUSPENDED))
+    assert error.code is Code.POLICY_STORE_UNAVAILABLE
+    assert world.store.revision == stood, "nothing is written into it"
 
 
 async def test_a_region_without_a_policy_key_is_no_home() -> None:

@@ -64,12 +64,13 @@ class SimAdmin:
         self.store = episode.world.store_for(host, Role.ADMIN, episode.home)
         self.history = StoreHistory()
         self.start = parts.start(episode.trust)
+        self.members = parts.members(self.store, host.clock, OrderedTasks)
         self.changes = parts.changes(
             self.store, episode.home, host.clock, host.entropy, signer=signer_of(episode.home), trust=episode.trust,
             journal=parts.journal(episode.notebook),
             history=self.history,
+            store_answers=self.members.store_answers,
         )  # fmt: skip
-        self.members = parts.members(self.store, host.clock, OrderedTasks)
         self.sweepers = [parts.sweeper(self.store, episode.home, episode.trust.cap_s, host.clock)]
 
     async def run(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sim.hosts import Host
@@ -15,6 +16,7 @@ from sim.store import Cluster, Commit, Member, Stream, Work, kind_of
 
 from mesh.control import roles
 from mesh.control.store import (
+    CompactedError,
     Compare,
     Op,
     Range,
@@ -112,6 +114,8 @@ class SimStore:
         if not self._user.may(compares, then + otherwise):
             raise StoreDeniedError("PERMISSION_DENIED")
         kind, at = kind_of(then), self._at
+        if any(isinstance(op, Range) and op.serializable for op in then):
+            return await self._near([op for op in then if isinstance(op, Range)], timeout_s)
 
         def run(data: Data) -> TxnResult:
             result, events = data.txn(compares, then, otherwise)
@@ -149,6 +153,43 @@ class SimStore:
             self._leave(at)
             await clock.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    async def _near(self, reads: Sequence[Range], timeout_s: float) -> TxnResult:
+        """What one member has, as it has it: nobody else is asked."""
+        cluster, member, at = self._cluster, self._members[self._at], self._at
+        answer: asyncio.Future[Any] = cluster.net.loop.create_future()
+        out, back = self._lanes_to(member)
+        self._asked[answer] = member
+
+        def settle(result: TxnResult | CompactedError) -> None:
+            if answer.done():
+                return
+            if isinstance(result, CompactedError):
+                answer.set_exception(StoreUnavailableError("OUT_OF_RANGE"))
+            else:
+                answer.set_result(result)
+
+        def at_member() -> None:
+            now = member.applied
+            try:
+                found = [cluster.data.range(replace(one, revision=now), now) for one in reads]
+            except CompactedError as error:
+                back.send(settle, error)
+            else:
+                back.send(settle, TxnResult(now, succeeded=True, ranges=tuple(found), cluster=cluster.cluster_id))
+
+        out.send(at_member)
+        try:
+            async with self._host.clock.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            self._leave(at)
+            raise StoreUnavailableError("DEADLINE_EXCEEDED") from None
+        except StoreUnavailableError:
+            self._leave(at)
+            raise
+        finally:
+            self._asked.pop(answer, None)
 
     async def _ask(self, kind: str, work: Work, timeout_s: float) -> Any:
         cluster, member = self._cluster, self._members[self._at]
