@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from mesh.policy.bundle import Spans, TenantPolicy
 from mesh.policy.shrink import NO_RIGHTS, Shrink, shrink_of
-from mesh.types import Jurisdiction, Revision, TenantState, Transfer
+from mesh.types import Jurisdiction, RegionId, Revision, TenantState, Transfer
 
 
 def with_allowed(policy: TenantPolicy, allowed: frozenset[Jurisdiction], drain_s: float) -> TenantPolicy:
@@ -58,10 +58,17 @@ def with_authority(policy: TenantPolicy, authority: Spans) -> TenantPolicy:
     if authority == policy.authority:
         return policy
     after = replace(policy, authority=authority, revision=Revision(policy.revision + 1))
-    places = policy.allowed | policy.out_since.keys() | policy.authority_before.keys()
-    longest = {place: max(policy.span_s(place), policy.authority_before.get(place, 0.0)) for place in places}
-    before = {place: span_s for place, span_s in longest.items() if span_s > after.span_s(place)}
-    return replace(after, authority_before=before)
+    return replace(after, authority_before=_longer(policy, after))
+
+
+def moved(policy: TenantPolicy, home: RegionId, place: Jurisdiction) -> TenantPolicy:
+    """The policy with another home, which is in `place`: where a grant is good for longer is another place then.
+
+    Whoever has not heard of it goes by the old home's times, so these stay noted until `settled`.
+    """
+    revision = Revision(policy.revision + 1)
+    after = replace(policy, home=home, home_jurisdiction=place, moves=policy.moves + 1, revision=revision)
+    return replace(after, authority_before=_longer(policy, after))
 
 
 def settled(policy: TenantPolicy) -> TenantPolicy:
@@ -109,6 +116,18 @@ def taken_with_key(policy: TenantPolicy) -> Shrink | None:
     """What the end of one of the tenant's keys takes away: no right of the tenant, but the key's use of all of them."""
     widest = _widest(policy)
     return shrink_of(widest, widest, key_ends=True)
+
+
+def taken_by_move(policy: TenantPolicy) -> Shrink | None:
+    """What a move takes away of the policy that it replaces: no right, but that anybody acts on that policy."""
+    return taken_with_key(policy)
+
+
+def _longer(before: TenantPolicy, after: TenantPolicy) -> dict[Jurisdiction, float]:
+    """The times of a policy, or of those before it, that are longer than those of the one after it."""
+    places = before.allowed | before.out_since.keys() | before.authority_before.keys()
+    longest = {place: max(before.span_s(place), before.authority_before.get(place, 0.0)) for place in places}
+    return {place: span_s for place, span_s in longest.items() if span_s > after.span_s(place)}
 
 
 def _widest(policy: TenantPolicy) -> TenantPolicy:

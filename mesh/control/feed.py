@@ -3,8 +3,10 @@
 Every change puts its record and its shard's head in one transaction, and the head's etcd version rises by exactly one.
 An event is applied only if its head follows exactly the head that was applied before (version and mod_revision).
 Anything else is a gap, and the shard is read again. What its home has not signed, or is older than what was seen, does
-not count: its tenant is refused, and that is counted and logged. A store whose history is not the one that was read any
-more (restored, begun anew) is told to the listener and read anew. The protocol: docs/architecture.md, "Policy".
+not count: its tenant is refused, and that is counted and logged. Which home's record counts of a tenant that has moved
+is for `homes.py`; what lies under the others is kept aside, since it may count from the next event on. A store whose
+history is not the one that was read any more (restored, begun anew) is told to the listener and read anew. The
+protocol: docs/architecture.md, "Policy".
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from itertools import groupby
 from typing import LiteralString, Protocol
 
 from mesh.control import layout
-from mesh.control.records import Fault, RecordError, Trust, decode_key, decode_tenant
+from mesh.control.homes import Claims
+from mesh.control.records import Fault, KeyRecord, RecordError, Trust, decode_key, decode_tenant
 from mesh.control.store import (
     CompactedError,
     Event,
@@ -30,7 +33,7 @@ from mesh.control.store import (
     WatchUp,
     prefix_end,
 )
-from mesh.policy.bundle import PolicyBook, TenantKey, TenantPolicy
+from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.shards import Shard, shard_of
 from mesh.ports import Clock
 from mesh.telemetry.log import Log
@@ -93,6 +96,8 @@ class PolicyFeed:
         self._heads: dict[Shard, KeyValue] = {}
         self._fetched: dict[Shard, int] = {}
         self._known: dict[Shard, _Held] = {}
+        self._claims: dict[TenantId, Claims] = {}
+        self._opened: dict[TenantId, set[KeyId]] = {}
         self._newest: dict[TenantId, Revision] = {}
 
     async def run(self) -> None:
@@ -130,7 +135,7 @@ class PolicyFeed:
             self._note_back(pinned)
         async for _, items in self._pages(*layout.POLICIES, pinned):
             self._apply(items, seen)
-        self._drop_all_but(seen.values())
+        self._drop_all_but(seen)
         self._known = seen
         self._heads = heads
         self._fetched = {}
@@ -233,8 +238,6 @@ class PolicyFeed:
         heads = [event for event in changes if isinstance(layout.parse(event.key), layout.HeadKey)]
         if len(heads) != 1 or len(changes) == 1 or any(event.value is None for event in changes):
             return None
-        if any(self._is_back(event) for event in changes):
-            return None
         head, known = heads[0], self._heads.get(shard)
         # A shard's first head follows on nothing that could be compared: it is read, like after a gap.
         follows = known is not None and head.before == known and head.version == known.version + 1
@@ -252,7 +255,7 @@ class PolicyFeed:
         async for _, items in self._pages(prefix, prefix_end(prefix), answer.revision):
             self._apply(items, seen)
         held = seen.get(shard, _Held())
-        self._drop(self._known.get(shard, _Held()), held)
+        self._drop(shard, self._known.get(shard, _Held()), held)
         self._known[shard] = held
         self._fetched[shard] = answer.revision
         if answer.items:
@@ -271,30 +274,69 @@ class PolicyFeed:
                 return
             key = answer.items[-1].key + "\0"
 
-    def _is_back(self, event: Event) -> bool:
-        """Whether a record is of a tenant that had none that counted: its keys did not count either, and may now."""
-        at = layout.parse(event.key)
-        return isinstance(at, layout.PolicyKey) and event.version > 1 and self._book.tenant(at.tenant) is None
-
     def _apply(self, items: Iterable[KeyValue], seen: dict[Shard, _Held]) -> None:
-        """Puts records into the book, a tenant's before those of its keys, and notes in `seen` what counted."""
+        """Takes in records, notes in `seen` which are valid, and then puts into the book what counts."""
+        touched: dict[TenantId, None] = {}
         for item in items:
             at = layout.parse(item.key)
+            if not isinstance(at, layout.PolicyKey | layout.KeyKey):
+                continue
+            touched[at.tenant] = None
+            held, claims = seen.setdefault(at.shard, _Held()), self._claims.setdefault(at.tenant, Claims())
             try:
-                match at:
-                    case layout.PolicyKey():
-                        self._put_tenant(decode_tenant(at, item.value, self._trust).policy)
-                        seen.setdefault(at.shard, _Held()).tenants.add(at.tenant)
-                    case layout.KeyKey():
-                        self._book.put_key(self._own_key(at, item.value))
-                        seen.setdefault(at.shard, _Held()).keys.add(at.key_id)
-                    case _:
-                        pass
+                if isinstance(at, layout.PolicyKey):
+                    claims.take(decode_tenant(at, item.value, self._trust))
+                    held.tenants.add(at.tenant)
+                else:
+                    claims.take_key(self._own_key(at, item.value))
+                    held.keys.add((at.tenant, at.key_id))
+                    if at.shard.home not in claims.records:
+                        # Kept aside: it opens nothing, unless its home has a valid record of the tenant yet.
+                        self._note_invalid(at, Fault.TENANT, item.mod_revision)
             except RecordError as error:
-                # No valid record: absent, that is, refused.
-                self.invalid[error.fault] += 1
                 self._note_invalid(at, error.fault, item.mod_revision)
-                self._refuse(at)
+                if error.fault is not Fault.FORK:
+                    # No valid record: absent. What lies under another home is left as it is.
+                    _drop_from(claims, at)
+        for tenant in touched:
+            self._decide(tenant)
+
+    def _own_key(self, at: layout.KeyKey, value: bytes) -> KeyRecord:
+        """A key's record, which is never in the place of another tenant's key."""
+        record, known = decode_key(at, value, self._trust), self._book.key(at.key_id)
+        if known is not None and known.tenant != at.tenant:
+            raise RecordError(Fault.PLACE)
+        return record
+
+    def _decide(self, tenant: TenantId) -> None:
+        """Puts into the book what counts of a tenant, its policy before its keys; refuses it where nothing does."""
+        claims = self._claims[tenant]
+        record = None
+        try:
+            record = claims.current()
+            if record is not None:
+                self._put_tenant(record.policy)
+        except RecordError as error:
+            home = claims.home
+            if home is not None:
+                self._note_invalid(layout.PolicyKey(shard_of(home, tenant), tenant), error.fault, self.applied)
+                claims.drop(home)
+            record = None
+        opened = self._opened.setdefault(tenant, set())
+        if record is None:
+            self._book.drop_tenant(tenant)
+            closed = {key_id for key_id in opened if not claims.holds_key(key_id)}
+        else:
+            keys = claims.current_keys(record)
+            for key_id, one in keys.items():
+                known = self._book.key(key_id)
+                if known is None or (known.tenant == tenant and known != one.key):
+                    self._book.put_key(one.key)
+            closed = opened - keys.keys()
+            opened |= keys.keys()
+        for key_id in closed:
+            self._book.drop_key(key_id)
+        opened -= closed
 
     def _put_tenant(self, policy: TenantPolicy) -> None:
         """A tenant's policy. An older one than was seen never counts: somebody put it back, or the store went back."""
@@ -303,52 +345,32 @@ class PolicyFeed:
         self._newest[policy.tenant] = policy.revision
         self._book.put_tenant(policy)
 
-    def _own_key(self, at: layout.KeyKey, value: bytes) -> TenantKey:
-        """A key's record. It counts only under the home of its tenant, and never in the place of another's key."""
-        key, tenant = decode_key(at, value, self._trust).key, self._book.tenant(at.tenant)
-        if tenant is None or tenant.home != at.shard.home:
-            raise RecordError(Fault.TENANT)
-        known = self._book.key(at.key_id)
-        if known is not None and known.tenant != at.tenant:
-            raise RecordError(Fault.PLACE)
-        if known is not None and known.revoked and not key.revoked:
-            raise RecordError(Fault.OLDER)
-        return key
+    def _drop_all_but(self, seen: Mapping[Shard, _Held]) -> None:
+        """Forgets what is not in a whole read; that a read which failed half-way had taken in, too."""
+        for tenant, claims in list(self._claims.items()):
+            for home in list(claims.records.keys() | claims.keys.keys()):
+                held = seen.get(shard_of(home, tenant), _Held())
+                if tenant not in held.tenants:
+                    claims.drop(home)
+                for key_id in list(claims.keys.get(home, ())):
+                    if (tenant, key_id) not in held.keys:
+                        claims.drop_key(home, key_id)
+            self._decide(tenant)
 
-    def _refuse(self, at: layout.HeadKey | layout.PolicyKey | layout.KeyKey | None) -> None:
-        """Forgets what has no valid record at its own place. A stray record elsewhere takes nothing away."""
-        if isinstance(at, layout.PolicyKey):
-            tenant = self._book.tenant(at.tenant)
-            if tenant is not None and shard_of(tenant.home, tenant.tenant) == at.shard:
-                self._book.drop_tenant(at.tenant)
-        elif isinstance(at, layout.KeyKey):
-            key = self._book.key(at.key_id)
-            tenant = self._book.tenant(at.tenant)
-            if key is not None and key.tenant == at.tenant and (tenant is None or tenant.home == at.shard.home):
-                self._book.drop_key(at.key_id)
-
-    def _drop_all_but(self, held: Iterable[_Held]) -> None:
-        """Forgets what is not in a whole read; that a read which failed half-way had put into the book, too."""
-        book, kept = _Held(), _Held()
-        book.tenants.update(policy.tenant for policy in self._book.tenants())
-        book.keys.update(key.key_id for key in self._book.all_keys())
-        for one in held:
-            kept.tenants |= one.tenants
-            kept.keys |= one.keys
-        self._drop(book, kept)
-
-    def _drop(self, known: _Held, held: _Held) -> None:
+    def _drop(self, shard: Shard, known: _Held, held: _Held) -> None:
         """Forgets what was known of a shard and is not in a whole read of it."""
+        gone = known.keys - held.keys
         for tenant in known.tenants - held.tenants:
-            self._book.drop_tenant(tenant)
-        for key_id in known.keys - held.keys:
-            self._book.drop_key(key_id)
+            self._claims[tenant].drop(shard.home)
+        for tenant, key_id in gone:
+            self._claims[tenant].drop_key(shard.home, key_id)
+        for tenant in (known.tenants - held.tenants) | {tenant for tenant, _ in gone}:
+            self._decide(tenant)
 
-    def _note_invalid(
-        self, at: layout.HeadKey | layout.PolicyKey | layout.KeyKey | None, fault: Fault, revision: int
-    ) -> None:
-        """An alarm: in a store that only admins write, each record that does not count is a fault or an attack."""
-        if self._log is not None and isinstance(at, layout.PolicyKey | layout.KeyKey):
+    def _note_invalid(self, at: layout.PolicyKey | layout.KeyKey, fault: Fault, revision: int) -> None:
+        """An alarm: in a store that only admins write, each record that is not valid is a fault or an attack."""
+        self.invalid[fault] += 1
+        if self._log is not None:
             home, tenant = at.shard.home, at.tenant
             self._log.error("policy.invalid_record", fault=fault, home=home, tenant=tenant, revision=revision)
 
@@ -358,11 +380,18 @@ class PolicyFeed:
 
 
 class _Held:
-    """What of a shard counted."""
+    """What of a shard is valid."""
 
     def __init__(self) -> None:
         self.tenants: set[TenantId] = set()
-        self.keys: set[KeyId] = set()
+        self.keys: set[tuple[TenantId, KeyId]] = set()
+
+
+def _drop_from(claims: Claims, at: layout.PolicyKey | layout.KeyKey) -> None:
+    if isinstance(at, layout.PolicyKey):
+        claims.drop(at.shard.home)
+    else:
+        claims.drop_key(at.shard.home, at.key_id)
 
 
 def _as_item(event: Event) -> KeyValue:

@@ -1,7 +1,9 @@
 """What stands in the control store, to and from bytes. A record that is not right in every part is no record.
 
 A tenant's record and those of its keys are signed by its home; what they are held against comes from the region files,
-never from the store. The tenant's id commits to the region where the tenant began.
+never from the store. The tenant's id commits to the region where the tenant began; from there a chain of statements
+leads to the home of now. A record by itself says only that it was signed by a home: whether that is the tenant's home
+is for `homes.py`, which knows all statements.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from mesh.control import layout
 from mesh.control.signing import Signer, fields, listed, verify
+from mesh.control.statements import Chain, ChainError, read_chain, said_part, signed_part, wire_of
 from mesh.policy.bundle import Spans, TenantKey, TenantPolicy
 from mesh.policy.shards import shard_of
 from mesh.policy.shrink import Right, Shrink
@@ -51,6 +54,8 @@ class Fault(StrEnum):
     VALUE = "value"
     CAP = "cap"
     OLDER = "older"
+    CHAIN = "chain"
+    FORK = "fork"
 
 
 class RecordError(Exception):
@@ -104,11 +109,33 @@ def trust_of(settings: Settings, clock: Clock) -> Trust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantRecord:
-    """A tenant's policy, and what its id commits to: the region where it began and 16 random bytes."""
+    """A tenant's policy, and what its id commits to: the region where it began and 16 random bytes.
+
+    Attributes:
+        chain: The statements of all moves. Of a new home's first record all but the last, which the old home makes.
+        left: It is the last word of a home that the tenant has left. `policy` is then what held before, one revision
+            on, and serves nothing.
+    """
 
     policy: TenantPolicy
     genesis: RegionId
     nonce: bytes
+    chain: Chain = ()
+    left: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it counts only once the old home has said that the tenant has left it."""
+        return len(self.chain) < self.policy.moves
+
+    @property
+    def came_from(self) -> RegionId | None:
+        """The home that it came from with its last move, and that has said so or will; None where it never moved."""
+        if not self.policy.moves:
+            return None
+        if not self.is_first:
+            return self.chain[-1].home
+        return self.chain[-1].new_home if self.chain else self.genesis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +172,21 @@ def is_tenant_id(text: str) -> bool:
 
 def encode_tenant(record: TenantRecord, signer: Signer, epoch: int) -> bytes:
     """The record as bytes, signed by its home."""
+    wire = _wire_of(record)
+    wire.epoch, wire.signed_by = epoch, signer.key_id
+    wire.signature = signer.sign(_signed_policy(wire))
+    return wire.SerializeToString(deterministic=True)
+
+
+def digest_of(record: TenantRecord) -> bytes:
+    """SHA-256 of what a record says, whatever key and control epoch it is signed with."""
+    wire = _wire_of(record)
+    return hashlib.sha256(fields(b"mesh.first.v1", *_terms(wire), said_part(wire.chain))).digest()
+
+
+def _wire_of(record: TenantRecord) -> pb.PolicyRecord:
     policy = record.policy
-    wire = pb.PolicyRecord(
+    return pb.PolicyRecord(
         tenant=policy.tenant,
         genesis=record.genesis,
         nonce=record.nonce,
@@ -162,11 +202,9 @@ def encode_tenant(record: TenantRecord, signer: Signer, epoch: int) -> bytes:
         authority_before=[pb.Span(jurisdiction=at, ms=_ms(s)) for at, s in sorted(policy.authority_before.items())],
         out_since=[pb.Out(jurisdiction=at, revision=since) for at, since in sorted(policy.out_since.items())],
         drain_ms=_ms(policy.drain_s),
-        epoch=epoch,
-        signed_by=signer.key_id,
+        chain=[wire_of(statement) for statement in record.chain],
+        left=record.left,
     )
-    wire.signature = signer.sign(_signed_policy(wire))
-    return wire.SerializeToString(deterministic=True)
 
 
 def decode_tenant(at: layout.PolicyKey, value: bytes, trust: Trust) -> TenantRecord:
@@ -183,10 +221,8 @@ def decode_tenant(at: layout.PolicyKey, value: bytes, trust: Trust) -> TenantRec
         raise RecordError(Fault.PLACE)
     if len(wire.nonce) != NONCE_BYTES or tenant_id(RegionId(wire.genesis), wire.nonce) != tenant:
         raise RecordError(Fault.TENANT)
-    if wire.genesis != home or wire.moves:
-        # Nothing moves yet, so a record under another home is a takeover: it could widen a pin that is not its to set.
-        raise RecordError(Fault.HOME)
     trusted = _verified(wire, _signed_policy(wire), trust)
+    chain = _chain_of(wire, trust)
     state, transfer = _STATE_OF.get(wire.state), _TRANSFER_OF.get(wire.transfer)
     if state is None or transfer is None or wire.revision < 1 or wire.upstreams:
         raise RecordError(Fault.VALUE)
@@ -214,7 +250,7 @@ def decode_tenant(at: layout.PolicyKey, value: bytes, trust: Trust) -> TenantRec
         out_since={Jurisdiction(one.jurisdiction): Revision(one.revision) for one in wire.out_since},
         drain_s=wire.drain_ms / 1000,
     )
-    return TenantRecord(policy=policy, genesis=RegionId(wire.genesis), nonce=wire.nonce)
+    return TenantRecord(policy=policy, genesis=RegionId(wire.genesis), nonce=wire.nonce, chain=chain, left=wire.left)
 
 
 def encode_key(record: KeyRecord, signer: Signer, epoch: int) -> bytes:
@@ -247,8 +283,6 @@ def decode_key(at: layout.KeyKey, value: bytes, trust: Trust) -> KeyRecord:
     home, tenant = RegionId(wire.home), TenantId(wire.tenant)
     if (home, tenant, wire.key_id) != (at.shard.home, at.tenant, at.key_id) or shard_of(home, tenant) != at.shard:
         raise RecordError(Fault.PLACE)
-    if wire.moves:
-        raise RecordError(Fault.HOME)
     _verified(wire, _signed_key(wire), trust)
     if wire.state not in (pb.KEY_STATE_ACTIVE, pb.KEY_STATE_REVOKED) or not wire.hash or wire.revision < 1:
         raise RecordError(Fault.VALUE)
@@ -362,10 +396,32 @@ def _verified(wire: pb.PolicyRecord | pb.KeyRecord, payload: bytes, trust: Trust
     return home
 
 
+def _chain_of(wire: pb.PolicyRecord, trust: Trust) -> Chain:
+    """The statements that a record carries, which must lead to its home, or for a last word away from there."""
+    try:
+        chain, end = read_chain(wire.chain, TenantId(wire.tenant), RegionId(wire.genesis), trust.homes, trust.epoch)
+    except ChainError as error:
+        raise RecordError(Fault.SIGNATURE if error.unsigned else Fault.CHAIN) from None
+    if wire.left:
+        fits = bool(chain) and chain[-1].home == wire.home and len(chain) == wire.moves
+        fits = fits and chain[-1].revision == wire.revision - 1
+    else:
+        # A record under a home to which nothing leads is a takeover: it could widen a pin that is not its to set.
+        # A first record is under one to which something may lead yet; it does not count before.
+        fits = (end == wire.home) if len(chain) == wire.moves else (end != wire.home and len(chain) == wire.moves - 1)
+    if not fits:
+        raise RecordError(Fault.HOME)
+    return chain
+
+
 def _signed_policy(wire: pb.PolicyRecord) -> bytes:
-    """What a home signs of a tenant's record: every field but the signature."""
-    return fields(
-        b"mesh.policy.v1",
+    """What a home signs of a tenant's record: every field but the signature. One that never moved has no chain."""
+    moved = (signed_part(wire.chain), int(wire.left)) if wire.chain or wire.left else ()
+    return fields(b"mesh.policy.v1", *_terms(wire), wire.epoch, wire.signed_by, *moved)
+
+
+def _terms(wire: pb.PolicyRecord) -> tuple[bytes | str | int, ...]:
+    return (
         wire.tenant,
         wire.genesis,
         wire.nonce,
@@ -382,8 +438,6 @@ def _signed_policy(wire: pb.PolicyRecord) -> bytes:
         listed(part for span in wire.authority_before for part in (span.jurisdiction, span.ms)),
         listed(part for out in wire.out_since for part in (out.jurisdiction, out.revision)),
         wire.drain_ms,
-        wire.epoch,
-        wire.signed_by,
     )
 
 

@@ -128,6 +128,42 @@ class SetTransferRequest(_message.Message):
     patience: Patience
     def __init__(self, tenant: _Optional[str] = ..., transfer: _Optional[str] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
 
+class PrepareMoveRequest(_message.Message):
+    __slots__ = ("tenant", "home", "name")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    home: str
+    name: str
+    def __init__(self, tenant: _Optional[str] = ..., home: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class LeaveHomeRequest(_message.Message):
+    __slots__ = ("tenant", "new_home", "op_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NEW_HOME_FIELD_NUMBER: _ClassVar[int]
+    OP_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    new_home: str
+    op_id: str
+    def __init__(self, tenant: _Optional[str] = ..., new_home: _Optional[str] = ..., op_id: _Optional[str] = ...) -> None: ...
+
+class LeaveHomeResponse(_message.Message):
+    __slots__ = ("op_id", "revision")
+    OP_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    op_id: str
+    revision: int
+    def __init__(self, op_id: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class FinishMoveRequest(_message.Message):
+    __slots__ = ("tenant", "patience")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    patience: Patience
+    def __init__(self, tenant: _Optional[str] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
+
 class MemberProgress(_message.Message):
     __slots__ = ("member", "region", "gateway", "state", "left_ms")
     MEMBER_FIELD_NUMBER: _ClassVar[int]

@@ -76,6 +76,21 @@ class AdminStub:
                 request_serializer=mesh_dot_v1_dot_admin__pb2.SetTransferRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
                 _registered_method=True)
+        self.PrepareMove = channel.unary_unary(
+                '/mesh.v1.Admin/PrepareMove',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.PrepareMoveRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
+                _registered_method=True)
+        self.LeaveHome = channel.unary_unary(
+                '/mesh.v1.Admin/LeaveHome',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.LeaveHomeRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.LeaveHomeResponse.FromString,
+                _registered_method=True)
+        self.FinishMove = channel.unary_stream(
+                '/mesh.v1.Admin/FinishMove',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.FinishMoveRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+                _registered_method=True)
         self.PinStatus = channel.unary_unary(
                 '/mesh.v1.Admin/PinStatus',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.PinStatusRequest.SerializeToString,
@@ -188,6 +203,27 @@ class AdminServicer:
 
     def SetTransfer(self, request, context):
         """SetTransfer sets whether a tenant's calls may be forwarded inside its pin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareMove(self, request, context):
+        """PrepareMove readies this region to become the home of a tenant that has another one. Nothing is moved by it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaveHome(self, request, context):
+        """LeaveHome says, for good, that a tenant of this home has moved to a region that is ready for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishMove(self, request, context):
+        """FinishMove tells, in the new home, how far a move has come until nobody acts on the old home's word any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -311,6 +347,21 @@ def add_AdminServicer_to_server(servicer, server):
             'SetTransfer': grpc.unary_stream_rpc_method_handler(
                     servicer.SetTransfer,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.SetTransferRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
+            ),
+            'PrepareMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareMove,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.PrepareMoveRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.Tenant.SerializeToString,
+            ),
+            'LeaveHome': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaveHome,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.LeaveHomeRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.LeaveHomeResponse.SerializeToString,
+            ),
+            'FinishMove': grpc.unary_stream_rpc_method_handler(
+                    servicer.FinishMove,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.FinishMoveRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
             ),
             'PinStatus': grpc.unary_unary_rpc_method_handler(
@@ -585,6 +636,87 @@ class Admin:
             target,
             '/mesh.v1.Admin/SetTransfer',
             mesh_dot_v1_dot_admin__pb2.SetTransferRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Admin/PrepareMove',
+            mesh_dot_v1_dot_admin__pb2.PrepareMoveRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaveHome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Admin/LeaveHome',
+            mesh_dot_v1_dot_admin__pb2.LeaveHomeRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.LeaveHomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.Admin/FinishMove',
+            mesh_dot_v1_dot_admin__pb2.FinishMoveRequest.SerializeToString,
             mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
             options,
             channel_credentials,

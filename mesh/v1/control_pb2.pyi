@@ -52,7 +52,7 @@ class Out(_message.Message):
     def __init__(self, jurisdiction: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class PolicyRecord(_message.Message):
-    __slots__ = ("tenant", "genesis", "nonce", "home", "revision", "state", "allowed", "transfer", "moves", "shard", "upstreams", "authority_home_ms", "authority_foreign_ms", "authority_before", "out_since", "drain_ms", "epoch", "signed_by", "signature")
+    __slots__ = ("tenant", "genesis", "nonce", "home", "revision", "state", "allowed", "transfer", "moves", "shard", "upstreams", "authority_home_ms", "authority_foreign_ms", "authority_before", "out_since", "drain_ms", "epoch", "signed_by", "signature", "chain", "left")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,8 @@ class PolicyRecord(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SIGNED_BY_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     genesis: str
     nonce: bytes
@@ -91,7 +93,33 @@ class PolicyRecord(_message.Message):
     epoch: int
     signed_by: str
     signature: bytes
-    def __init__(self, tenant: _Optional[str] = ..., genesis: _Optional[str] = ..., nonce: _Optional[bytes] = ..., home: _Optional[str] = ..., revision: _Optional[int] = ..., state: _Optional[_Union[TenantState, str]] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[_Union[Transfer, str]] = ..., moves: _Optional[int] = ..., shard: _Optional[int] = ..., upstreams: _Optional[_Iterable[str]] = ..., authority_home_ms: _Optional[int] = ..., authority_foreign_ms: _Optional[int] = ..., authority_before: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., out_since: _Optional[_Iterable[_Union[Out, _Mapping]]] = ..., drain_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., signed_by: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    chain: _containers.RepeatedCompositeFieldContainer[MoveStatement]
+    left: bool
+    def __init__(self, tenant: _Optional[str] = ..., genesis: _Optional[str] = ..., nonce: _Optional[bytes] = ..., home: _Optional[str] = ..., revision: _Optional[int] = ..., state: _Optional[_Union[TenantState, str]] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[_Union[Transfer, str]] = ..., moves: _Optional[int] = ..., shard: _Optional[int] = ..., upstreams: _Optional[_Iterable[str]] = ..., authority_home_ms: _Optional[int] = ..., authority_foreign_ms: _Optional[int] = ..., authority_before: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., out_since: _Optional[_Iterable[_Union[Out, _Mapping]]] = ..., drain_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., signed_by: _Optional[str] = ..., signature: _Optional[bytes] = ..., chain: _Optional[_Iterable[_Union[MoveStatement, _Mapping]]] = ..., left: _Optional[bool] = ...) -> None: ...
+
+class MoveStatement(_message.Message):
+    __slots__ = ("tenant", "moves", "home", "new_home", "revision", "first", "epoch", "made_s", "signed_by", "signature")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    NEW_HOME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MADE_S_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_BY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    moves: int
+    home: str
+    new_home: str
+    revision: int
+    first: bytes
+    epoch: int
+    made_s: int
+    signed_by: str
+    signature: bytes
+    def __init__(self, tenant: _Optional[str] = ..., moves: _Optional[int] = ..., home: _Optional[str] = ..., new_home: _Optional[str] = ..., revision: _Optional[int] = ..., first: _Optional[bytes] = ..., epoch: _Optional[int] = ..., made_s: _Optional[int] = ..., signed_by: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class KeyRecord(_message.Message):
     __slots__ = ("tenant", "key_id", "home", "hash", "state", "revision", "created_s", "revoked_s", "created_revision", "moves", "epoch", "signed_by", "signature")

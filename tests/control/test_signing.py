@@ -110,7 +110,7 @@ def _more(field: FieldDescriptor) -> object:
     if field.type == FieldDescriptor.TYPE_STRING:
         return "ZZ"
     kind = getattr(pb, field.message_type.name)
-    return kind(jurisdiction="ZZ")
+    return kind(tenant="ZZ") if kind is pb.MoveStatement else kind(jurisdiction="ZZ")
 
 
 @pytest.mark.parametrize("field", list(pb.PolicyRecord.DESCRIPTOR.fields), ids=lambda field: field.name)
