@@ -19,6 +19,7 @@ from typing import Self
 
 from mesh.control.memberships import Drain
 from mesh.errors import Code, MeshError
+from mesh.gateway.alike import Alike, cover_of
 from mesh.gateway.ports import Fenced, Replicas
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantKey, TenantPolicy
@@ -125,6 +126,7 @@ class Ongoing:
             MeshError: NO_CAPACITY where the newest policy does not permit it.
         """
         self._there = frozenset({right})
+        self._running.place(self)
         self.check()
         if right not in rights_of(self._running.newest(self.tenant)):
             raise MeshError(Code.NO_CAPACITY)
@@ -151,7 +153,9 @@ class Ongoing:
         if self.replica is not None and not whole:
             self._running.abandoned(self.tenant, self.number)
         self.replica = None
-        self._there = NO_RIGHTS
+        if self._there:
+            self._there = NO_RIGHTS
+            self._running.place(self)
 
     def left_s(self, now: Instant) -> float:
         """For how long it may go on; 0 or less where it may not."""
@@ -180,6 +184,7 @@ class Ongoing:
             # What it was begun under stays what it is measured by.
             older = end.older if self.end is None else self.end.older
             self.end = _End(end.since, end.for_s, older, end.code)
+            self._running.place(self)
         self.review(now)
 
     def review(self, now: Instant) -> None:
@@ -229,6 +234,8 @@ class Running:
         self._book = book
         self._clock = clock
         self._calls: dict[TenantId, dict[Ongoing, None]] = {}
+        # The same calls, by what their authority comes from: to look at 5,000, 40 times a second, took all of a core.
+        self._alike: Alike[Ongoing] = Alike()
         self._draining: dict[TenantId, _Draining] = {}
         # Tenants of which a hop was given up, and under which number the last such was sent.
         self._abandoned: dict[TenantId, PolicyNumber] = {}
@@ -256,6 +263,8 @@ class Running:
             if call.end is not None and after is not None:
                 # A shorter span counts for what drains as well.
                 call.freeze(_End(now, self.left_s(after, call.uses, now), before, Code.POLICY_STALE), now)
+            if call.end is None:
+                self._alike.put(call, None if after is None else cover_of(after, call.uses))
         lowered = None if after is None else shrink_of(before, after)
         shorter = lowered is not None and self._here.jurisdiction in lowered.lowered
         concerned = any(right.place == self._here.jurisdiction for right in gone)
@@ -327,13 +336,10 @@ class Running:
         """Cuts what has come to its end, and looks how far what drains has come."""
         now = self.now()
         self.authority.look(now)
-        known: dict[tuple[TenantId, Rights], float] = {}
-        for tenant, calls in list(self._calls.items()):
-            for call in list(calls):
-                at = (tenant, call.uses)
-                if call.end is None and known.get(at, 0.0) <= 0:
-                    known[at] = call.left_s(now)
-                if call.end is not None or known[at] <= 0:
+        for alike in self._alike.groups():
+            first = next(iter(alike))
+            if first.left_s(now) <= 0:
+                for call in list(alike):
                     call.review(now)
         for tenant, draining in list(self._draining.items()):
             self._advance(tenant, draining)
@@ -361,9 +367,18 @@ class Running:
     def add(self, call: Ongoing) -> None:
         """A call begins."""
         self._calls.setdefault(call.tenant, {})[call] = None
+        policy = self._book.tenant(call.tenant)
+        self._alike.put(call, None if policy is None else cover_of(policy, call.uses))
+
+    def place(self, call: Ongoing) -> None:
+        """What a call's authority comes from may have changed. One that a change ends is looked at by itself."""
+        policy = self._book.tenant(call.tenant)
+        if call in self._alike:
+            self._alike.put(call, None if policy is None or call.end is not None else cover_of(policy, call.uses))
 
     def remove(self, call: Ongoing) -> None:
         """A call has ended."""
+        self._alike.remove(call)
         calls = self._calls[call.tenant]
         del calls[call]
         if not calls:
