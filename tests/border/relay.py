@@ -125,6 +125,12 @@ class Relay:
             ssl_handshake_timeout=HANDSHAKE_S,
         )
 
+    async def end(self) -> None:
+        """Ends all connections."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def _connection(
         self,
         shown: bytes,

@@ -1,0 +1,111 @@
+"""Detectors first prove themselves: each leak that was made on purpose is found, and nothing where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from border.canary import LANGUAGES, Encode
+from border.evidence import search_legs
+from leaks.parts import Parts
+from leaks.plants import IN_PROCESS, IN_SIMULATION, BorderNumbers
+from leaks.small_mesh import SmallMesh
+from leaks.traffic import DETECTORS, OPEN, Found, Traffic
+from proof_report import Report
+from sim.campaign import first_seed, play
+from sim.mutants import MUTANTS
+
+ENDED = {
+    "served": {"200"},
+    "streamed": {"200"},
+    "served another": {"200"},
+    "wrong country": {"451"},
+    "model abroad": {"404"},
+    "replica dies": {"502"},
+    "bug": {"500"},
+    "in the model's name": {"404"},
+    "in the path": {"404"},
+    "in the key": {"401"},
+    "sent on": {"200"},
+    "gRPC, served": {"OK"},
+    "gRPC, bug": {"INTERNAL"},
+    "gRPC, in the model's name": {"NOT_FOUND"},
+    "out of the pin": {"404"},
+}
+pytestmark = pytest.mark.timeout(300)
+
+
+async def played(
+    parts: Parts, folder: Path, pki: Path, tokenizers: Mapping[str, Encode]
+) -> tuple[Traffic, dict[str, set[str]], Found]:
+    """All the traffic through a mesh with these parts; how calls ended, and what the detectors found."""
+    mesh = SmallMesh(folder, pki, parts)
+    traffic = Traffic(mesh, tokenizers)
+    async with mesh.running():
+        ended = await traffic.send()
+    return traffic, ended, traffic.found()
+
+
+async def test_without_a_leak_nothing_is_found(
+    tmp_path: Path, pki: Path, tokenizers: Mapping[str, Encode], report: Report
+) -> None:
+    """The positive control with it: what globex's pin lets cross is seen on its way, in each script."""
+    traffic, ended, found = await played(Parts(), tmp_path, pki, tokenizers)
+    assert ended == ENDED
+    assert found.hits == {detector: [] for detector in DETECTORS}
+    assert found.unread == []
+    assert all(found.looked[detector] for detector in DETECTORS)
+    hits, _ = search_legs(traffic.sent_on, traffic.mesh.legs())
+    assert {(hit.place, hit.language) for hit in hits} == {(place, one) for place in OPEN for one in LANGUAGES}
+    kept = {path.name for path in tmp_path.rglob("home/vn/*")}
+    assert {"gateway.log", "spans.json", "ledger-vn-1.db"} <= kept
+    row = report.path("the small mesh as it is")
+    row.episodes, row.requests = len(traffic.said), len(traffic.said) + len(traffic.points)
+    report.facts["what the detectors looked at without a leak, and found nothing"] = found.looked
+
+
+@pytest.mark.parametrize("name", IN_PROCESS)
+async def test_a_leak_is_found(
+    name: str, tmp_path: Path, pki: Path, tokenizers: Mapping[str, Encode], report: Report
+) -> None:
+    leak = IN_PROCESS[name]
+    parts = leak.parts()
+    if isinstance(parts, BorderNumbers):
+        parts.encode = tokenizers["smollm2"]
+    _, _, found = await played(parts, tmp_path, pki, tokenizers)
+    hits = found.hits[leak.detector]
+    assert hits, "it was not found"
+    if leak.everywhere:
+        assert found.languages(leak.detector) == set(LANGUAGES)
+    rows = report.facts.setdefault("leaks made on purpose in one process, each with one part replaced", [])
+    rows.append(
+        {
+            "leak": name,
+            "found by": leak.detector,
+            "hits": len(hits),
+            "scripts": "-" if hits[0].language == "any" else len({hit.language for hit in hits}),
+            "places": ", ".join(sorted({hit.place.partition(" (")[0] for hit in hits})[:2]),
+            "forms": ", ".join(sorted({hit.form for hit in hits})[:4]),
+        }
+    )
+
+
+@pytest.mark.parametrize("name", IN_SIMULATION)
+def test_a_leak_in_the_simulation_is_found(name: str, report: Report) -> None:
+    """And the same seed without it breaks nothing."""
+    rule = IN_SIMULATION[name]
+    seed = first_seed(rule, range(1, MUTANTS[rule].seeds + 1))
+    assert seed is not None
+    assert play([(seed, rule, False)]).found == []
+    rows = report.facts.setdefault("leaks made on purpose in the simulation", [])
+    rows.append({"leak": name, "rule left out": rule, "found by": "the checker of histories", "seed": seed})
+
+
+def test_each_leak_was_found(report: Report) -> None:
+    """Comes last: says so where all the tests above have run."""
+    leaks = [row for rows in report.facts.values() if isinstance(rows, list) for row in rows]
+    assert len(IN_PROCESS) + len(IN_SIMULATION) >= 15
+    if len(leaks) == len(IN_PROCESS) + len(IN_SIMULATION):
+        told = f"{len(leaks)} leaks, each found; without them the same calls show nothing"
+        report.claim("seen", told)
