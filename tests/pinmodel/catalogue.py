@@ -10,6 +10,7 @@ from pinmodel import (
     clocks,
     core,
     epochs,
+    following,
     forward,
     ledger,
     members,
@@ -21,7 +22,22 @@ from pinmodel import (
 )
 from pinmodel.explore import Check
 
-_MODELS = (core, reading, acks, forward, replicas, clocks, members, twins, busy, records, moves, epochs, ledger)
+_MODELS = (
+    core,
+    reading,
+    acks,
+    forward,
+    replicas,
+    clocks,
+    members,
+    twins,
+    busy,
+    records,
+    moves,
+    epochs,
+    ledger,
+    following,
+)
 
 HOLD: tuple[Check, ...] = tuple(chain.from_iterable(model.HOLD for model in _MODELS))
 """The protocol as it is, in configurations that take seconds."""
@@ -79,6 +95,9 @@ ADDED: dict[str, str] = {
         "after a restore, of records whose commit is unknown only what they take away is published, not what they allow"
     ),
     "earlier drains": "a change is draining while anything runs that it does not permit, whichever change ended that",
+    "unbroken": "what a watch has told adds to a read only where it did not break since before the read was asked for",
+    "unchanged": "where the record was put since the read, it is read again",
+    "asked first": "it is the connection under which the read was asked for that must not have broken",
     "token": "who restores etcd starts it under another cluster id, or a gateway that was behind cannot see it",
 }
 """Rules that these models asked for: pins.md leaves them open, or says less."""

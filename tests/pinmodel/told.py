@@ -12,7 +12,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "I1": ("core", "forward", "members"),
     "I2": ("core", "replicas"),
     "I3": ("forward", "replicas"),
-    "return": ("core", "acks", "clocks"),
+    "return": ("core", "acks", "following", "clocks"),
     "changes": ("reading", "busy"),
     "signed": ("records", "ledger"),
     "clocks": ("clocks", "twins"),
