@@ -54,6 +54,7 @@ class Code(StrEnum):
     UNKNOWN_REGION = "unknown_region"
     POLICY_STORE_UNAVAILABLE = "policy_store_unavailable"
     SUPERSEDED = "superseded"
+    MOVE_UNFINISHED = "move_unfinished"
     MEMBER_NOT_FOUND = "member_not_found"
     INVALID_RECEIPT = "invalid_receipt"
     INVALID_SETTINGS = "invalid_settings"
@@ -163,6 +164,9 @@ _ROWS: dict[Code, Row] = {
         "ABORTED",
         _NO,
         "A later change of this tenant replaced this one before it held everywhere.",
+    ),
+    Code.MOVE_UNFINISHED: _row(
+        409, _REQUEST, "FAILED_PRECONDITION", _LATER, "A move of this tenant to another home is not finished."
     ),
     Code.MEMBER_NOT_FOUND: _row(404, _REQUEST, "NOT_FOUND", _NO, "No gateway process of this id has a grant."),
     Code.INVALID_RECEIPT: _row(400, _REQUEST, "INVALID_ARGUMENT", _NO, "This is no receipt that its home has signed."),

@@ -12,6 +12,7 @@ from mesh.control.changes import Changes
 from mesh.control.records import HomeTrust, Trust
 from mesh.control.signing import Signer
 from mesh.control.store import Store
+from mesh.errors import Code, MeshError
 from mesh.ledger import SignedRecord
 from mesh.ports import Clock, Entropy
 from mesh.runtime import SystemEntropy
@@ -55,18 +56,48 @@ class Notebook:
 
     rows: dict[int, tuple[str, bytes, int, Revision]] = field(default_factory=dict)
     made_rows: set[int] = field(default_factory=set)
+    moves: dict[int, bool] = field(default_factory=dict)
+    """Of rows of moves, whether each is a last word."""
     count: int = 0
 
     async def signed(self, key: str, value: bytes, epoch: int, revision: Revision) -> int:
+        if self._left(key) is not None:
+            raise MeshError(Code.MOVE_UNFINISHED)
+        return self._add(key, value, epoch, revision)
+
+    async def signed_move(self, key: str, value: bytes, epoch: int, revision: Revision, *, last: bool) -> int:
+        before = self._left(key)
+        if last and before is not None and self.rows[before][2] >= epoch and self.rows[before][1] != value:
+            raise MeshError(Code.MOVE_UNFINISHED)
+        number = self._add(key, value, epoch, revision)
+        self.moves[number] = last
+        return number
+
+    async def last_words(self, key: str) -> Sequence[tuple[int, bytes]]:
+        firsts = [number for number, last in self.moves.items() if not last and self.rows[number][0] == key]
+        return [
+            (number, self.rows[number][1])
+            for number, last in self.moves.items()
+            if last and self.rows[number][0] == key and number not in self.made_rows and number > max(firsts, default=0)
+        ]
+
+    def _add(self, key: str, value: bytes, epoch: int, revision: Revision) -> int:
         self.count += 1
         self.rows[self.count] = (key, value, epoch, revision)
         return self.count
+
+    def _left(self, key: str) -> int | None:
+        """The last word that nothing has followed."""
+        at = key.partition("/key/")[0]
+        own = [number for number in self.moves if self.rows[number][0] == at]
+        return max(own) if own and self.moves[max(own)] else None
 
     async def made(self, numbers: Sequence[int]) -> None:
         self.made_rows.update(numbers)
 
     async def unmade(self, number: int) -> None:
         del self.rows[number]
+        self.moves.pop(number, None)
 
     async def signed_since_made(self) -> Sequence[SignedRecord]:
         """All of it: what is older than was made makes no difference."""

@@ -23,6 +23,7 @@ from mesh.control.commits import (
     tenant_record,
 )
 from mesh.control.history import StoreHistory
+from mesh.control.moves import Moves
 from mesh.control.records import (
     KeyRecord,
     TenantRecord,
@@ -80,6 +81,7 @@ class Changes:
         self._commits = Commits(
             store, home, clock, entropy, signer, trust, journal, history or StoreHistory(), store_answers
         )
+        self.moves = Moves(self._commits, home, clock, entropy, trust, journal)
 
     async def check(self) -> None:
         """Asks the store for anything: whether it is there, with a quorum."""
@@ -110,6 +112,8 @@ class Changes:
         new = TenantRecord(policy=policy, genesis=self._home, nonce=nonce)
 
         def edit(before: Before) -> Draft:
+            if before.tenant is None and before.found is not None:
+                raise MeshError(Code.TENANT_EXISTS, hint="It has moved to another home.")
             return Draft(tenant=before.tenant or new, changed=before.tenant is None)
 
         return await self._commits.change(tenant, op_id, edit, ("create_tenant", listed(sorted(allowed)), transfer))
@@ -211,8 +215,8 @@ class Changes:
         revoked_s = int(self._clock.wall_s())
 
         def edit(before: Before) -> Draft:
-            record, key = existing(before), before.key
-            if key is None:
+            record, key = before.tenant, before.key
+            if record is None or key is None or key.moves != record.policy.moves:
                 raise MeshError(Code.KEY_NOT_FOUND)
             taken = edits.taken_with_key(record.policy)
             if key.key.revoked:
@@ -230,7 +234,7 @@ class Changes:
         key = layout.policy_key(self._home, tenant)
         async with aclosing(self._commits.read(key, None)) as items:
             async for item in items:
-                found = tenant_record(item, self._trust)
+                found = await self._counting(tenant_record(item, self._trust))
                 if found is not None:
                     return found
         raise MeshError(Code.TENANT_NOT_FOUND)
@@ -239,24 +243,36 @@ class Changes:
         """All tenants of this home, by id within a shard."""
         prefix = layout.home_prefix(self._home)
         items = [tenant_record(item, self._trust) async for item in self._commits.read(prefix, prefix_end(prefix))]
-        return tuple(record for record in items if record is not None)
+        found = [await self._counting(record) for record in items]
+        return tuple(record for record in found if record is not None)
 
     async def keys(self, tenant: TenantId) -> tuple[KeyRecord, ...]:
         """A tenant's keys, oldest first, revoked ones included."""
+        moves = (await self.tenant(tenant)).policy.moves
         found = [
             key_record(item, self._trust) async for item in self._commits.read(*layout.tenant_range(self._home, tenant))
         ]
-        return tuple(sorted((key for key in found if key), key=lambda key: key.created_revision))
+        own = (key for key in found if key is not None and key.moves == moves)
+        return tuple(sorted(own, key=lambda key: key.created_revision))
 
     async def key(self, key_id: KeyId) -> KeyRecord:
         """A key of any tenant of this home."""
         tenant = await self._tenant_of(key_id)
-        async with aclosing(self._commits.read(layout.key_key(self._home, tenant, key_id), None)) as items:
-            async for item in items:
-                found = key_record(item, self._trust)
-                if found is not None:
-                    return found
-        raise MeshError(Code.KEY_NOT_FOUND)
+        try:
+            found = [key for key in await self.keys(tenant) if key.key.key_id == key_id]
+        except MeshError as error:
+            if error.code is not Code.TENANT_NOT_FOUND:
+                raise
+            found = []  # its tenant has another home
+        if not found:
+            raise MeshError(Code.KEY_NOT_FOUND)
+        return found[0]
+
+    async def _counting(self, record: TenantRecord | None) -> TenantRecord | None:
+        try:
+            return await self._commits.counting(record)
+        except StoreUnavailableError:
+            raise MeshError(Code.POLICY_STORE_UNAVAILABLE) from None
 
     async def _change_policy(
         self,

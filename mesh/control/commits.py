@@ -20,6 +20,7 @@ from typing import Protocol
 
 from mesh.control import layout
 from mesh.control.history import StoreHistory
+from mesh.control.homes import chained
 from mesh.control.memberships import Member, members_of
 from mesh.control.ops import checked_op_id, new_op_id
 from mesh.control.records import (
@@ -111,12 +112,33 @@ class Journal(Protocol):
         """Forgets one that surely never came into the store."""
         ...
 
+    async def signed_move(self, key: str, value: bytes, epoch: int, revision: Revision, *, last: bool) -> int:
+        """As `signed`, for a home's last word of a tenant, or for the first one of a home that it is to come to.
+
+        From a last word on nothing else about the tenant is signed, until it is to come back.
+
+        Raises:
+            MeshError: `move_unfinished`: another last word was signed, and may have been sent.
+        """
+        ...
+
+    async def last_words(self, key: str) -> Sequence[tuple[int, bytes]]:
+        """The last words for a record's key that were signed and are not known to have been made, and their numbers."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What a change starts from, as of one revision of the store; 0 where a record was never put."""
+    """What a change starts from, as of one revision of the store; 0 where a record was never put.
+
+    Attributes:
+        tenant: The record that counts, with the statements of all moves; None where there is none.
+        found: The one that stands, whether it counts or not.
+        more: What else was asked for.
+    """
 
     tenant: TenantRecord | None
+    found: TenantRecord | None
     tenant_at: int
     key: KeyRecord | None
     key_at: int
@@ -124,11 +146,12 @@ class Before:
     number: int
     members: Mapping[MemberId, Member]
     read: Instant
+    more: tuple[RangeResult, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """What a change makes of what stands."""
+    """What a change makes of what stands. `compares` must hold as well for it to be made."""
 
     tenant: TenantRecord
     key: KeyRecord | None = None
@@ -136,17 +159,19 @@ class Draft:
     shrink: Shrink | None = None
     key_id: KeyId | None = None
     drain_s: float = 0.0
+    compares: tuple[Compare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """A change as it is asked for. `asked` is a digest of it."""
+    """A change as it is asked for. `asked` is a digest of it; `more` is to be read with what it starts from."""
 
     tenant: TenantId
     key_id: KeyId | None
     op_id: str
     asked: bytes
     edit: Callable[[Before], Draft]
+    more: tuple[Range, ...]
 
 
 class Commits:
@@ -181,8 +206,12 @@ class Commits:
         edit: Callable[[Before], Draft],
         asked: tuple[bytes | str | int, ...],
         key_id: KeyId | None = None,
+        more: tuple[Range, ...] = (),
     ) -> Outcome:
-        """Reads, edits and commits, again while others change the same record, and until the outcome is known."""
+        """Reads, edits and commits, again while others change the same record, and until the outcome is known.
+
+        With `more` to be read, all is read linearizably.
+        """
         given = op_id is not None
         request = _Request(
             tenant=tenant,
@@ -190,11 +219,12 @@ class Commits:
             op_id=checked_op_id(op_id, self._clock.wall_s()) if given else new_op_id(self._clock, self._entropy),
             asked=sha256(fields(b"mesh.asked.v1", *asked)).digest(),
             edit=edit,
+            more=more,
         )
         deadline_s = self._clock.now_s() + DEADLINE_S
         sent = False
         lost = False
-        quick = self._store_answers()
+        quick = self._store_answers() and not more
         for _ in range(_TRIES):
             if self._left_s(deadline_s) <= 0:
                 break
@@ -241,7 +271,7 @@ class Commits:
             answer = await self._store.txn((), reads, timeout_s=self._left_s(deadline_s))
             if not self._history.fits(answer, seen):
                 return None
-            before = self._found(answer, self._clock.instant())
+            before = self._found(answer, request, self._clock.instant())
             draft = request.edit(before) if before.op is None else None
             if draft is not None and draft.changed:
                 return before, draft
@@ -253,7 +283,29 @@ class Commits:
         answer = await self._store.txn((), self._reads(request), timeout_s=self._left_s(deadline_s))
         read = self._clock.instant()
         self._history.take(answer, seen)
-        return self._found(answer, read)
+        before = self._found(answer, request, read)
+        return replace(before, tenant=await self.counting(before.found, deadline_s))
+
+    async def counting(self, record: TenantRecord | None, deadline_s: float | None = None) -> TenantRecord | None:
+        """A record that stands, if it counts, with the statements of all moves; else None.
+
+        A new home's first one counts, and gets the statement that it lacks, once the old home has made that.
+        """
+        if record is None or record.left or not record.is_first:
+            return None if record is None or record.left else record
+        came_from = record.came_from
+        assert came_from is not None  # noqa: S101 - a first record is of a move
+        deadline_s = self._clock.now_s() + DEADLINE_S if deadline_s is None else deadline_s
+        (found,) = await self.ask([Range(layout.policy_key(came_from, record.policy.tenant))], deadline_s)
+        said = tenant_record(found.items[0], self._trust) if found.items else None
+        return None if said is None else chained(record, said.chain)
+
+    async def ask(self, reads: Sequence[Range], deadline_s: float) -> tuple[RangeResult, ...]:
+        """Linearizable reads, all as of one revision."""
+        seen = self._history.seen()
+        answer = await self._store.txn((), reads, timeout_s=self._left_s(deadline_s))
+        self._history.take(answer, seen)
+        return answer.ranges
 
     def _reads(self, request: _Request) -> list[Range]:
         home, tenant = self._home, request.tenant
@@ -265,17 +317,19 @@ class Commits:
         ]
         if request.key_id is not None:
             reads.append(Range(layout.key_key(home, tenant, request.key_id)))
-        return reads
+        return [*reads, *request.more]
 
-    def _found(self, answer: TxnResult, read: Instant) -> Before:
-        record, op, _, _, *key = (result.items[0] if result.items else None for result in answer.ranges)
+    def _found(self, answer: TxnResult, request: _Request, read: Instant) -> Before:
+        own = len(answer.ranges) - len(request.more)
+        record, op, _, _, *key = (result.items[0] if result.items else None for result in answer.ranges[:own])
         held = key[0] if key else None
         known = tenant_record(record, self._trust) if record else None
         if record is not None and known is None:
             # Readers refuse it as it is; to write over it could widen what it was meant to be.
             raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
         return Before(
-            tenant=known,
+            tenant=None if known is None or known.left or known.is_first else known,
+            found=known,
             tenant_at=record.mod_revision if record else 0,
             key=key_record(held, self._trust) if held else None,
             key_at=held.mod_revision if held else 0,
@@ -283,14 +337,12 @@ class Commits:
             number=_number(answer.ranges[2]),
             members=members_of(answer.ranges[3].items),
             read=read,
+            more=answer.ranges[own:],
         )
 
     def _signed(self, draft: Draft) -> list[Put]:
         """The records to be put, the tenant's first: a reader takes a key only after its tenant."""
-        signer, epoch, policy = self._signer, self._trust.epoch, draft.tenant.policy
-        if signer is None:
-            hint = f"regions/{self._home}.yaml has no 'policy_keys', so the region cannot be a tenant's home."
-            raise MeshError(Code.INVALID_SETTINGS, hint=hint)
+        signer, epoch, policy = self.signer(), self._trust.epoch, draft.tenant.policy
         puts = [Put(layout.policy_key(self._home, policy.tenant), encode_tenant(draft.tenant, signer, epoch))]
         if draft.key is not None:
             at = layout.key_key(self._home, policy.tenant, draft.key.key.key_id)
@@ -299,13 +351,66 @@ class Commits:
 
     async def _write_down(self, draft: Draft, puts: list[Put], deadline_s: float) -> list[int]:
         """Keeps what was signed before it is sent: what may be in the store is in the ledger."""
-        revision = draft.tenant.policy.revision
+        return await self._keep(puts, draft.tenant, draft.tenant.policy.revision, deadline_s)
+
+    async def _keep(
+        self, puts: Sequence[Put], tenant: TenantRecord | None, revision: Revision, deadline_s: float
+    ) -> list[int]:
+        """Keeps records; the first one is `tenant`, unless that is None."""
+        journal, epoch, numbers = self._journal, self._trust.epoch, list[int]()
         try:
             async with self._clock.timeout(self._left_s(deadline_s)):
-                return [await self._journal.signed(put.key, put.value, self._trust.epoch, revision) for put in puts]
+                for number, put in enumerate(puts):
+                    if number == 0 and tenant is not None and (tenant.left or tenant.is_first):
+                        kept = await journal.signed_move(put.key, put.value, epoch, revision, last=tenant.left)
+                    else:
+                        kept = await journal.signed(put.key, put.value, epoch, revision)
+                    numbers.append(kept)
+                return numbers
         except TimeoutError:
             pass
         raise MeshError(Code.INTERNAL_ERROR, hint="The region's ledger does not answer; nothing was changed.")
+
+    async def put(
+        self,
+        tenant: TenantId,
+        records: Sequence[tuple[TenantRecord | KeyRecord, int]],
+        revision: Revision,
+        deadline_s: float,
+    ) -> bool:
+        """Puts records, a tenant's before its keys', each over the one of a mod_revision; False if any was another."""
+        signer, epoch = self.signer(), self._trust.epoch
+        puts, compares = list[Put](), list[Compare]()
+        for record, mod_revision in records:
+            if isinstance(record, TenantRecord):
+                put = Put(layout.policy_key(self._home, tenant), encode_tenant(record, signer, epoch))
+            else:
+                at = layout.key_key(self._home, tenant, record.key.key_id)
+                put = Put(at, encode_key(record, signer, epoch))
+            puts.append(put)
+            compares.append(Compare(put.key, mod_revision))
+        first = records[0][0]
+        numbers = await self._keep(puts, first if isinstance(first, TenantRecord) else None, revision, deadline_s)
+        head = Put(
+            layout.head_key(shard_of(self._home, tenant)),
+            encode_head(puts[-1].key, new_op_id(self._clock, self._entropy)),
+        )
+        seen = self._history.seen()
+        answer = await self._store.txn(compares, [*puts, head], timeout_s=self._left_s(deadline_s))
+        self._history.take(answer, seen)
+        if answer.succeeded:
+            await self._note_made(numbers, deadline_s)
+        else:
+            for number in numbers:
+                await self._journal.unmade(number)
+        return answer.succeeded
+
+    def signer(self) -> Signer:
+        """This home's policy key. Raises MeshError, `invalid_settings`."""
+        if self._signer is None:
+            hint = f"regions/{self._home}.yaml has no 'policy_keys', so the region cannot be a tenant's home."
+            raise MeshError(Code.INVALID_SETTINGS, hint=hint)
+        return self._signer
 
     async def _note_made(self, numbers: list[int], deadline_s: float) -> None:
         """Notes that a change was made. Without the note a recovery takes it for one that may not have been."""
@@ -332,7 +437,8 @@ class Commits:
             Range(*layout.GRANTS),
         ]
         seen = self._history.seen()
-        answer = await self._store.txn([*compares, Compare(op_at, 0)], ops, timeout_s=self._left_s(deadline_s))
+        compares += [*draft.compares, Compare(op_at, 0)]
+        answer = await self._store.txn(compares, ops, timeout_s=self._left_s(deadline_s))
         committed = self._clock.instant()
         self._history.take(answer, seen)
         if not answer.succeeded:
@@ -390,7 +496,8 @@ def _told(before: Before, mark: OpMark, request: _Request, *, resumed: bool) -> 
     if mark.asked != request.asked:
         raise MeshError(Code.INVALID_PARAMETER, param="op_id", hint="It was another change's; leave it out.")
     return Outcome(
-        tenant=existing(before),
+        # Also where the tenant has left since: whoever asks waits for what this home has changed.
+        tenant=before.tenant or before.found or existing(before),
         key=before.key,
         changed=True,
         revision=mark.revision,

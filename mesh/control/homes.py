@@ -8,8 +8,10 @@ the tenant's records: only people can say what is right.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mesh.control.records import Fault, KeyRecord, RecordError, TenantRecord, digest_of
-from mesh.control.statements import Statement, longest
+from mesh.control.statements import Chain, Statement, longest
 from mesh.types import KeyId, RegionId
 
 
@@ -96,3 +98,13 @@ class Claims:
     def holds_key(self, key_id: KeyId) -> bool:
         """Whether any home has a valid record of a key."""
         return any(key_id in keys for keys in self.keys.values())
+
+
+def chained(first: TenantRecord, chain: Chain) -> TenantRecord | None:
+    """A new home's first record with the statement of its move, if it is among some; None if it is not."""
+    moves = first.policy.moves
+    if len(chain) < moves:
+        return None
+    statement = chain[moves - 1]
+    fits = statement.new_home == first.policy.home and statement.first == digest_of(first)
+    return replace(first, chain=chain[:moves]) if fits else None

@@ -11,6 +11,10 @@ class AccountExistsError(Exception):
     """An account of this name, or of this tenant, is in the ledger."""
 
 
+class LeftError(Exception):
+    """A tenant has left this home, or may have: nothing else about it is signed here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """A name and the tenant that it stands for.

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from mesh.ledger.accounts import Account, AccountExistsError
+from mesh.ledger.accounts import Account, AccountExistsError, LeftError
 from mesh.ledger.records import FAILED_AFTER_ROUTING, OK, Disclosure, SignedRecord, UsageRecord, UsageSum
 from mesh.ledger.tables import ACCOUNTS, DISCLOSURES, POLICY_RECORDS, USAGE
 from mesh.types import Jurisdiction, RegionId, RequestId, Revision, TenantId
@@ -127,12 +127,47 @@ class Database:
                 for request_id, at_ms, region, jurisdiction, of, key_id, door in connection.execute(query)
             ]
 
-    def add_signed(self, record: SignedRecord) -> int:
-        """Writes a signed record down, and numbers it."""
+    def add_signed(self, record: SignedRecord, move: str = "") -> int:
+        """Writes a signed record down, and numbers it.
+
+        Args:
+            record: It.
+            move: As in the table: `last`, `first`, or empty.
+
+        Raises:
+            LeftError: The tenant has left this home, or may have: only what says so again is signed, and the first
+                record of its coming back.
+        """
         values = {"at": record.at, "epoch": record.epoch, "revision": record.revision, "value": record.value}
+        tenant_at, table = record.at.partition("/key/")[0], POLICY_RECORDS.c
         with self._engine.begin() as connection:
-            (number,) = connection.execute(POLICY_RECORDS.insert().values(values)).inserted_primary_key or (0,)
+            # Written before it is looked at: a transaction that begins with a read may not be able to write any more.
+            inserted = connection.execute(POLICY_RECORDS.insert().values({**values, "move": move}))
+            (number,) = inserted.inserted_primary_key or (0,)
+            query = (
+                sa.select(table.move, table.epoch, table.value)
+                .where(table.at == tenant_at, table.move != "", table.number != number)
+                .order_by(table.number.desc())
+            )
+            before = connection.execute(query).first()
+            if before is not None and before.move == "last" and move != "first":
+                same = move == "last" and (before.epoch < record.epoch or before.value == record.value)
+                if not same:
+                    raise LeftError
             return int(number)
+
+    def last_words(self, at: str) -> list[tuple[int, bytes]]:
+        """The last words at a key that are not known to have been made, and their numbers."""
+        table = POLICY_RECORDS.c
+        first = sa.select(sa.func.max(table.number)).where(table.at == at, table.move == "first").scalar_subquery()
+        query = (
+            sa.select(table.number, table.value)
+            .where(table.at == at, table.move == "last", table.made.is_(False))
+            .where(table.number > sa.func.coalesce(first, 0))
+            .order_by(table.number)
+        )
+        with self._engine.connect() as connection:
+            return [(int(number), value) for number, value in connection.execute(query)]
 
     def drop_signed(self, number: int) -> None:
         """Forgets a signed record."""
@@ -193,6 +228,11 @@ class Database:
         """Notes that a tenant's record is in the control store."""
         with self._engine.begin() as connection:
             connection.execute(ACCOUNTS.update().where(ACCOUNTS.c.tenant == tenant).values(ready=True))
+
+    def drop_account(self, tenant: TenantId) -> None:
+        """Forgets an account."""
+        with self._engine.begin() as connection:
+            connection.execute(ACCOUNTS.delete().where(ACCOUNTS.c.tenant == tenant))
 
     def accounts(self, home: RegionId) -> list[Account]:
         """All accounts of a home, by name."""

@@ -17,7 +17,7 @@ from typing import TypeVar
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from mesh.errors import Code, MeshError
-from mesh.ledger.accounts import Account
+from mesh.ledger.accounts import Account, LeftError
 from mesh.ledger.database import Database
 from mesh.ledger.records import Disclosure, SignedRecord, UsageRecord, UsageSum
 from mesh.ports import Clock, TaskFactory
@@ -98,9 +98,24 @@ class Ledger:
 
         Returns:
             A number for `made` and `unmade`.
+
+        Raises:
+            MeshError: `move_unfinished`: the tenant has left this home, or may have.
+        """
+        return await self._sign(SignedRecord(at=key, value=value, epoch=epoch, revision=revision), "")
+
+    async def signed_move(self, key: str, value: bytes, epoch: int, revision: Revision, *, last: bool) -> int:
+        """As `signed`, for this home's last word of a tenant, or for the first record of one that may come to it.
+
+        From a last word on nothing else about the tenant is taken, also after a restart and in another control epoch,
+        until it may come back.
         """
         record = SignedRecord(at=key, value=value, epoch=epoch, revision=revision)
-        return await self._in_thread(lambda: self._database.add_signed(record))
+        return await self._sign(record, "last" if last else "first")
+
+    async def last_words(self, key: str) -> list[tuple[int, bytes]]:
+        """The last words for a record's key that are not known to have been made, and their numbers."""
+        return await self._in_thread(lambda: self._database.last_words(key))
 
     async def unmade(self, number: int) -> None:
         """Forgets a record that surely never came into the control store."""
@@ -128,6 +143,10 @@ class Ledger:
     async def set_ready(self, tenant: TenantId) -> None:
         """Notes that a tenant's record is in the control store."""
         await self._in_thread(lambda: self._database.set_ready(tenant))
+
+    async def drop_account(self, tenant: TenantId) -> None:
+        """Forgets the account, and so the name, of a tenant that has left."""
+        await self._in_thread(lambda: self._database.drop_account(tenant))
 
     async def accounts(self) -> list[Account]:
         """All accounts of this home, by name."""
@@ -204,6 +223,13 @@ class Ledger:
         # At the first, and whenever the number has doubled: a flood must not also flood the log.
         if before == 0 or before.bit_length() != self.dropped.bit_length():
             self._log.error("ledger.dropped", dropped=self.dropped)
+
+    async def _sign(self, record: SignedRecord, move: str) -> int:
+        try:
+            return await self._in_thread(lambda: self._database.add_signed(record, move))
+        except LeftError:
+            pass
+        raise MeshError(Code.MOVE_UNFINISHED, hint="It has begun, and nothing else is changed here: finish it.")
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
         try:

@@ -56,6 +56,8 @@ POLICY_RECORDS = Table(
     Column("value", LargeBinary, nullable=False),
     # Whether it is known to have come into the control store.
     Column("made", Boolean, nullable=False, server_default=false()),
+    # Of a tenant's move, "last" for what ends it here and "first" for what may begin it; empty for all else.
+    Column("move", String(5), nullable=False, server_default=""),
     Index("ix_policy_records_at", "at", "epoch", "revision", "number"),
 )
 
