@@ -18,6 +18,7 @@ from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
 from mesh.control.members import Members
 from mesh.control.memberships import Drain
+from mesh.control.overdue import Overdue
 from mesh.control.store import (
     Compare,
     Op,
@@ -129,10 +130,13 @@ class Gateway:
             entropy=SystemEntropy(),
         )
         self.feed = PolicyFeed(self.link, self.book, clock, trust_in(), listener=self.membership)
+        self.overdue = Overdue(self.feed, clock)
+        self.membership.answered = self.overdue.answered
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.feed.run())
+            tasks.create_task(self.overdue.run())
             tasks.create_task(self.membership.run())
 
     def left_s(self, tenant: TenantId, place: Jurisdiction) -> float:

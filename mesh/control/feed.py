@@ -11,6 +11,7 @@ protocol: docs/architecture.md, "Policy".
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
@@ -30,6 +31,7 @@ from mesh.control.store import (
     StoreUnavailableError,
     WatchBatch,
     WatchDown,
+    WatchNews,
     WatchUp,
     prefix_end,
 )
@@ -69,6 +71,7 @@ class PolicyFeed:
         live: Whether a member is telling of changes now. No evidence of freshness.
         applied: The store's revision up to which the book is complete.
         gaps: Shards that were read again.
+        told: How often the watch has told of changes.
         invalid: Records that did not count, by why.
         backs: How often the store's history was another one than what had been read.
     """
@@ -85,6 +88,7 @@ class PolicyFeed:
         self.live = False
         self.applied = 0
         self.gaps = 0
+        self.told = 0
         self.invalid: Counter[Fault] = Counter()
         self.backs = 0
         self._store = store
@@ -99,13 +103,38 @@ class PolicyFeed:
         self._claims: dict[TenantId, Claims] = {}
         self._opened: dict[TenantId, set[KeyId]] = {}
         self._newest: dict[TenantId, Revision] = {}
+        # What the watch tells, a load and a read of one shard are taken in one after the other.
+        self._order = asyncio.Lock()
+        self._torn: set[Shard] = set()
+        self._anew = False
+
+    def number(self, shard: Shard) -> int:
+        """A shard's applied number; 0 before its first change."""
+        head = self._heads.get(shard)
+        return 0 if head is None else head.version
+
+    async def catch_up(self, shard: Shard, number: int) -> bool:
+        """Reads a shard that the store says has come to `number`; false if that is applied by now.
+
+        Raises:
+            StoreError: It was not read whole.
+        """
+        async with self._order:
+            if not self._book.loaded or self._anew or self.number(shard) >= number:
+                return False
+            try:
+                await self._refetch(shard)
+            except _WentBackError:
+                self._anew = True  # what the watch tells next does not belong to what is known: it begins anew
+            return True
 
     async def run(self) -> None:
         """Loads and follows, for ever: a store that cannot be read is tried again."""
         backoff_s = _FIRST_BACKOFF_S
         while True:
             try:
-                await self._load()
+                async with self._order:
+                    await self._load()
                 backoff_s = _FIRST_BACKOFF_S
                 await self._follow()
             except _WentBackError:
@@ -125,6 +154,7 @@ class PolicyFeed:
         heads: dict[Shard, KeyValue] = {}
         seen: dict[Shard, _Held] = {}
         pinned = 0
+        self._anew = False
         async for revision, items in self._pages(*layout.HEADS, 0):
             pinned = revision
             for item in items:
@@ -139,6 +169,7 @@ class PolicyFeed:
         self._known = seen
         self._heads = heads
         self._fetched = {}
+        self._torn.clear()
         self.applied = pinned
         if not self._book.loaded:
             self._book.loaded = True
@@ -151,16 +182,23 @@ class PolicyFeed:
         """Applies changes as they come, until the watch cannot go on."""
         async with aclosing(self._store.watch(*layout.FEED, self.applied + 1)) as watch:
             async for news in watch:
-                match news:
-                    case WatchUp():
-                        await self._check_history()
-                        self.live = True
-                    case WatchDown(reason):
-                        self.live = False
-                        self._note("policy.watch_lost", grpc_status=reason)
-                    case WatchBatch(events):
-                        for revision, group in groupby(events, key=lambda event: event.mod_revision):
-                            await self._change(revision, list(group))
+                async with self._order:
+                    await self._take(news)
+
+    async def _take(self, news: WatchNews) -> None:
+        if self._anew:
+            raise _WentBackError
+        match news:
+            case WatchUp():
+                await self._check_history()
+                self.live = True
+            case WatchDown(reason):
+                self.live = False
+                self._note("policy.watch_lost", grpc_status=reason)
+            case WatchBatch(events):
+                self.told += 1
+                for revision, group in groupby(events, key=lambda event: event.mod_revision):
+                    await self._change(revision, list(group))
 
     async def _check_history(self) -> None:
         """Raises if the store's history is not the one that was read.
@@ -221,7 +259,8 @@ class PolicyFeed:
             if at is not None and revision > self._fetched.get(at.shard, 0):
                 by_shard.setdefault(at.shard, []).append(event)
         for shard, changes in by_shard.items():
-            head = self._successor(shard, changes)
+            # What was read in part may be newer than these: to put them over it would take away what counts.
+            head = None if shard in self._torn else self._successor(shard, changes)
             if head is None:
                 if shard in self._heads:
                     self.gaps += 1
@@ -252,8 +291,10 @@ class PolicyFeed:
             self._note_back(answer.revision)
             raise _WentBackError
         prefix, seen = layout.shard_prefix(shard), dict[Shard, _Held]()
+        self._torn.add(shard)
         async for _, items in self._pages(prefix, prefix_end(prefix), answer.revision):
             self._apply(items, seen)
+        self._torn.discard(shard)
         held = seen.get(shard, _Held())
         self._drop(shard, self._known.get(shard, _Held()), held)
         self._known[shard] = held

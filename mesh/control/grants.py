@@ -84,6 +84,7 @@ class Membership:
         drawn: Every id that it has had.
         renewals: Grants that were heard of.
         failures: Attempts that were not.
+        answered: Called with every shard's number in a grant's answer.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Membership:
         self.drawn: set[MemberId] = set()
         self.renewals = 0
         self.failures = 0
+        self.answered: Callable[[Mapping[Shard, int]], None] = _nobody
         self._store = store
         self._region = region
         self._gateway = gateway
@@ -259,7 +261,9 @@ class Membership:
                 self._seen = _Seen(answer.revision, answer.cluster, heads)
                 self._heard = t0
                 self.renewals += 1
-                self._authority.granted({shard: head.version for shard, head in heads.items()}, t0)
+                numbers = {shard: head.version for shard, head in heads.items()}
+                self._authority.granted(numbers, t0)
+                self.answered(numbers)
                 self._acks.changed()
                 return
 
@@ -364,6 +368,10 @@ async def bury(
             return
         first = found
         await clock.sleep(_LIVES_S)
+
+
+def _nobody(_: Mapping[Shard, int]) -> None:
+    """Nobody is told."""
 
 
 def _settle(waiting: Iterable[asyncio.Future[None]], error: StoreError | None) -> None:

@@ -16,6 +16,7 @@ from mesh.control.etcd import EtcdStore
 from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership, bury
 from mesh.control.hashing import KeyHasher, key_hasher
+from mesh.control.overdue import Overdue
 from mesh.control.records import trust_of
 from mesh.control.store import Store
 from mesh.errors import Code, MeshError
@@ -145,6 +146,8 @@ class GatewayProgram:
             freshness = Freshness(book=self._book, authority=self._authority, renew=membership.renew, clock=clock)
             told = _Told(membership, freshness)
             feed = self._feed = PolicyFeed(store, self._book, clock, trust_of(settings, clock), self._log, told)
+            overdue = Overdue(feed, clock, self._log)
+            membership.answered = overdue.answered
             watch = BorderWatch(
                 peers={
                     other.id: [gateway.internal for gateway in other.gateways]
@@ -172,6 +175,7 @@ class GatewayProgram:
                     tasks.spawn(running.run(), "running")
                     tasks.spawn(membership.run(), "membership")
                     tasks.spawn(feed.run(), "policy-feed")
+                    tasks.spawn(overdue.run(), "policy-overdue")
                     tasks.spawn(watch.run(), "border-watch")
                     if self._alone:
                         tasks.spawn(self._succeed(store, hub, membership), "succession")
