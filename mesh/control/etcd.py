@@ -3,9 +3,10 @@
 Why not a library: none of those that install next to protobuf 7 has mTLS and a watch that loses nothing
 (docs/decisions). Knows nothing of what is stored.
 
-Each member has a channel of its own. A member that fails is left for the next one: reads are then repeated within their
-deadline, a transaction never is, since it may have run. The watch resumes behind the last whole revision it told of:
-never from `created` or from a header, which show the store's revision and not what was sent.
+Each member has a channel of its own; the first is the nearest. A member that fails is left for the next one: reads are
+then repeated within their deadline, a transaction never is, since it may have run. After a while calls go back to the
+nearest if it is connected; each time that it fails again, that while doubles. The watch resumes behind the last whole
+revision it told of: never from `created` or from a header, which show the store's revision and not what was sent.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ _WATCH_METADATA = (("hasleader", "true"),)
 _WATCH_OPENS_S = 5.0
 _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
+_FIRST_AWAY_S = 10.0
+_MAX_AWAY_S = 600.0
 _COMPACTED = "required revision has been compacted"
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -82,6 +85,8 @@ class EtcdStore:
         self._channels = channels
         self._clock = clock
         self._at = 0
+        self._back_at_s = 0.0
+        self._away_s = _FIRST_AWAY_S
 
     @classmethod
     @asynccontextmanager
@@ -216,12 +221,16 @@ class EtcdStore:
         attempt_s = timeout_s / len(self._channels) if repeat else timeout_s
         backoff_s = _FIRST_BACKOFF_S
         while True:
-            at, left_s = self._at, deadline_s - self._clock.now_s()
+            at, left_s = self._nearest(), deadline_s - self._clock.now_s()
             try:
                 stub = _unary(self._channels[at], method, answer)
-                return await stub(request, timeout=max(0.001, min(left_s, attempt_s)))
+                answered = await stub(request, timeout=max(0.001, min(left_s, attempt_s)))
             except grpc.aio.AioRpcError as error:
                 failure = _translate(error)
+            else:
+                if at == 0:
+                    self._away_s = _FIRST_AWAY_S
+                return answered
             if isinstance(failure, StoreUnavailableError):
                 self._leave(at)
                 if repeat and self._clock.now_s() + backoff_s < deadline_s:
@@ -232,8 +241,20 @@ class EtcdStore:
 
     def _leave(self, at: int) -> None:
         """Goes on to the next member, unless another call already did."""
-        if self._at == at:
-            self._at = (at + 1) % len(self._channels)
+        if self._at != at:
+            return
+        if at == 0:
+            self._back_at_s = self._clock.now_s() + self._away_s
+            self._away_s = min(2 * self._away_s, _MAX_AWAY_S)
+        self._at = (at + 1) % len(self._channels)
+
+    def _nearest(self) -> int:
+        """Which member to ask now: the first again, if it was left long enough ago and is connected."""
+        if self._at and self._clock.now_s() >= self._back_at_s:
+            state = self._channels[0].get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                self._at = 0
+        return self._at
 
 
 @asynccontextmanager

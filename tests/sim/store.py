@@ -3,7 +3,8 @@
 One `Data`; members add delay, lag and ways to be cut off. A request goes client, member, leader, quorum and back, each
 leg over the simulated wires: so its outcome can be unknown, and it can commit late. The client does as
 `mesh.control.etcd` does: a member that fails is left for the next; reads are repeated within their time, transactions
-never; a watch resumes behind the last whole revision. Left out: leases and fragments.
+never; a watch resumes behind the last whole revision. Left out: leases and
+fragments, and that calls go back to the nearest member after a while.
 """
 
 from __future__ import annotations
