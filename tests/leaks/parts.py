@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from opentelemetry.sdk.trace import SpanProcessor
 
+from mesh.control.store import Store
 from mesh.gateway.story import Story
 from mesh.http1 import Pool, Request
 from mesh.ledger import UsageRecord
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Handler = Callable[[Request], Awaitable[None]]
 Serve = Callable[[Any], Awaitable[None]]
 Failed = Callable[..., None]
+BORDER_BUFFER_BYTES = 65_536
+"""What the program's border pool is given."""
 
 
 class Parts:
@@ -56,7 +59,11 @@ class Parts:
 
     def pool(self, tls: Any) -> Pool:
         """Connections to other regions."""
-        return Pool(tls, send_buffer_bytes=65_536)
+        return Pool(tls, send_buffer_bytes=BORDER_BUFFER_BYTES)
+
+    def store(self, store: Store, texts: Sequence[str]) -> Store:
+        """A gateway's way to the control store; `texts` are prompts that it has seen."""
+        return store
 
     def hops(self, gateway: Gateway, pool: Pool, border: Pool, region: RegionId, clock: Clock) -> HttpHops:
         return HttpHops(pool, border, region, clock)

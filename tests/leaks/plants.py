@@ -1,6 +1,6 @@
 """Leaks made on purpose: each is one part of the small mesh, replaced by one that a careless change could have made.
 
-None of it patches a module. `IN_PROCESS` are played here; `IN_SIMULATION` are among the simulation's own mutants, since
+None of it patches a module. `IN_PROCESS` and `ALONE` are played here; `IN_SIMULATION` are among the simulation's own mutants, since
 they show only when things happen in an unlucky order.
 """
 
@@ -11,20 +11,21 @@ import gzip
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from tempfile import NamedTemporaryFile
 from typing import Any, TextIO
 
 from border.canary import varint
-from leaks.parts import Failed, Handler, Parts, Serve
+from leaks.parts import BORDER_BUFFER_BYTES, Failed, Handler, Parts, Serve
 from leaks.small_mesh import CHAT, REGIONS, Gateway
 from leaks.traffic import DETECTORS
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from mesh.content.frames import Frame
 from mesh.content.parcel import Sealed
+from mesh.control.store import Compare, Op, Put, Store, TxnResult
 from mesh.errors import Code, MeshError
 from mesh.gateway.story import Story
 from mesh.http1 import Pool, Request
@@ -446,6 +447,44 @@ class BorderNumbers(Parts):
         return border
 
 
+# --- what stands alone: the control store, and what a kernel still holds
+
+
+class _NotesInStore:
+    """A store that keeps a note beside what is put, to look at later."""
+
+    def __init__(self, store: Store, note: bytes) -> None:
+        self._store, self._note = store, note
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def txn(
+        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = (), *, timeout_s: float
+    ) -> TxnResult:
+        noted = [replace(op, value=op.value + self._note) if isinstance(op, Put) else op for op in then]
+        return await self._store.txn(compares, noted, otherwise, timeout_s=timeout_s)
+
+
+class NotesInStore(Parts):
+    def store(self, store: Store, texts: Sequence[str]) -> Store:
+        return _NotesInStore(store, "\n".join(texts).encode())
+
+
+class _Polite(Pool):
+    """Ends a connection that is given up as any other: what was written to it still goes out."""
+
+    async def _connect(self, address: Any) -> Any:
+        connection = await super()._connect(address)
+        connection.reset = connection.close
+        return connection
+
+
+class ClosesPolitely(Parts):
+    def pool(self, tls: Any) -> Pool:
+        return _Polite(tls, send_buffer_bytes=BORDER_BUFFER_BYTES)
+
+
 def _prompt(body: str) -> str:
     """The prompt in a JSON body; all of another one."""
     found = re.search(r'"content": "([^"]*)"', body)
@@ -493,6 +532,12 @@ IN_PROCESS: Mapping[str, Leak] = {
     "token ids in a border message": Leak(LEGS, BorderNumbers, everywhere=False),
 }
 
+ALONE: Mapping[str, Leak] = {
+    "a note in a gateway's record in the control store": Leak(FILES, NotesInStore),
+    "a hop that is given up is closed, not reset": Leak(LEGS, ClosesPolitely, everywhere=False),
+}
+"""Of parts that the small mesh has no place for; each with a test of its own."""
+
 IN_SIMULATION: Mapping[str, str] = {
     "a key's state is kept after it was revoked": "stalekey",
     "a policy that its home did not sign is taken": "unsigned",
@@ -502,9 +547,3 @@ IN_SIMULATION: Mapping[str, str] = {
     "a hop that comes late is taken": "fence",
 }
 """Leak: the simulation's mutant that makes it."""
-
-
-def names() -> Iterator[str]:
-    """Of all leaks."""
-    yield from IN_PROCESS
-    yield from IN_SIMULATION
