@@ -197,14 +197,21 @@ class Moves:
         if at in mine and own is None:
             raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
         found = _tenant_in(theirs, old_home, tenant, self._trust)
-        if own is not None and found is not None and found.left and own.is_first and chained(own, found.chain):
-            return own, []  # it has left already
-        record = await self._commits.counting(found, deadline_s)
-        if record is None:
-            raise MeshError(Code.TENANT_NOT_FOUND, param="tenant")
-        if own is not None and not own.left and not own.is_first:
-            raise MeshError(Code.INTERNAL_ERROR, hint="Two homes have a record of the tenant that counts.")
-        first = self._first(record, self._home)
+        if found is not None and found.left and found.chain[-1].new_home == self._home:
+            # It has left already. What it has named is still here, or can be made again.
+            record = _before_leaving(found)
+            first = self._first(record, self._home)
+            if own is not None and not own.left and (not own.is_first or chained(own, found.chain)):
+                return own, []
+            if chained(first, found.chain) is None:
+                raise MeshError(Code.INTERNAL_ERROR, hint="What the old home has named cannot be made again.")
+        else:
+            record = await self._commits.counting(found, deadline_s)
+            if record is None:
+                raise MeshError(Code.TENANT_NOT_FOUND, param="tenant")
+            if own is not None and not own.left and not own.is_first:
+                raise MeshError(Code.INTERNAL_ERROR, hint="Two homes have a record of the tenant that counts.")
+            first = self._first(record, self._home)
         puts = list[tuple[TenantRecord | KeyRecord, int]]()
         if own != first:
             puts.append((first, mine[at].mod_revision if at in mine else 0))

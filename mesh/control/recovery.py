@@ -263,8 +263,15 @@ class Recovery:
             return plan
         if not self._is_current(at, items.get(at)):
             record = restored_tenant(own, floor)
+            if record is None:
+                plan.unknown = True
+                return plan
             plan.records[at] = record
             plan.narrowed = allows_less(record.policy, surely_made(own))
+        # What stands, or will: keys count with their home's record only, and a home that the tenant left has none.
+        stands = plan.records.get(at) or self._decode(at, items[at].value, self._trust.epoch)
+        if not isinstance(stands, TenantRecord) or stands.left:
+            return plan
         for key, rows in sorted(by_key.items()):
             parsed = layout.parse(key)
             if not isinstance(parsed, layout.KeyKey) or self._is_current(key, items.get(key)):
@@ -274,7 +281,7 @@ class Recovery:
             if restored is None:
                 plan.left_out.append(parsed.key_id)
             else:
-                plan.records[key] = restored
+                plan.records[key] = replace(restored, moves=stands.policy.moves)
         return plan
 
     def _signed(
@@ -293,8 +300,9 @@ class Recovery:
         """A record that this home once signed, by any key that it has had: what it signed does not end with a key."""
         homes = {
             home: replace(trusted, keys=tuple(replace(key, valid_from=None, valid_until=None) for key in trusted.keys))
-            for home, trusted in self._trust.homes.items()
             if home == self._home
+            else trusted
+            for home, trusted in self._trust.homes.items()
         }
         trust = replace(self._trust, homes=homes, epoch=epoch)
         parsed = layout.parse(at)
@@ -354,10 +362,13 @@ class Recovery:
             )
             for at, record in records.items()
         ]
-        numbers = [
-            await self._memory.signed(put.key, put.value, epoch, _revision(record))
-            for put, record in zip(puts, records.values(), strict=True)
-        ]
+        numbers = list[int]()
+        for put, record in zip(puts, records.values(), strict=True):
+            if isinstance(record, TenantRecord) and (record.left or record.is_first):
+                kept = self._memory.signed_move(put.key, put.value, epoch, _revision(record), last=record.left)
+            else:
+                kept = self._memory.signed(put.key, put.value, epoch, _revision(record))
+            numbers.append(await kept)
         compares = [Compare(put.key, items[put.key].mod_revision if put.key in items else 0) for put in puts]
         head = Put(
             layout.head_key(shard_of(self._home, tenant)),

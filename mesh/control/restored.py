@@ -3,6 +3,9 @@
 The base is the newest record that surely came into the store. A later one may have come there or not: a caller may have
 been told that what it took away is gone, but nobody must rely on what it gave. So each of them narrows the base, and
 none widens it.
+
+What a tenant's moves did is told by the last of them alone. A home that signed its last word publishes that, also where
+it is not known whether it was made: whoever may go by it must not be contradicted.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class Signed(Generic[Record]):
     made: bool
 
 
-def restored_tenant(signed: Sequence[Signed[TenantRecord]], floor: Revision) -> TenantRecord:
+def restored_tenant(signed: Sequence[Signed[TenantRecord]], floor: Revision) -> TenantRecord | None:
     """The tenant's record, never wider than what any wait has returned on.
 
     Args:
@@ -44,12 +47,38 @@ def restored_tenant(signed: Sequence[Signed[TenantRecord]], floor: Revision) -> 
 
     Returns:
         The base as it was, or, if anything later may have been made, what all of them allow, at a revision above all.
+        None where that cannot be said: it may be that the tenant left, and it may be that it was narrowed instead.
     """
+    signed = since_last_move(signed)
+    lasts = [one for one in signed if one.record.left]
+    if lasts:
+        word = lasts[-1]
+        rivals = [one for one in signed if not one.record.left and not one.made]
+        if not any(one.made for one in lasts) and any(one.revision >= word.revision for one in rivals):
+            return None
+        return word.record
+    if all(one.record.is_first for one in signed):
+        # It counts only as the old home has named it; and can be made again from what that has said.
+        return max(signed, key=_place).record
     base, later = _base(signed)
     if not later and floor <= base.record.policy.revision:
         return base.record
     policies = [one.record.policy for one in later]
-    return replace(base.record, policy=_narrowed(base.record.policy, policies, Revision(floor + 1)))
+    chain = max((one.record.chain for one in (base, *later)), key=len)
+    return replace(base.record, policy=_narrowed(base.record.policy, policies, Revision(floor + 1)), chain=chain)
+
+
+def since_last_move(signed: Sequence[Signed[TenantRecord]]) -> Sequence[Signed[TenantRecord]]:
+    """What the home signed of the tenant since it came here last: from then on nothing older can have been made.
+
+    A last word is of the time before it, since what was signed beside it may have been made instead.
+    """
+
+    def came(one: Signed[TenantRecord]) -> int:
+        return one.record.policy.moves - one.record.left
+
+    newest = max(came(one) for one in signed)
+    return [one for one in signed if came(one) == newest]
 
 
 def restored_key(signed: Sequence[Signed[KeyRecord]]) -> KeyRecord | None:
@@ -73,7 +102,7 @@ def allows_less(restored: TenantPolicy, known: TenantPolicy) -> bool:
 
 def surely_made(signed: Sequence[Signed[TenantRecord]]) -> TenantPolicy:
     """The newest policy that surely came into the store; the first one where none did."""
-    return _base(signed)[0].record.policy
+    return _base(since_last_move(signed))[0].record.policy
 
 
 def _base(signed: Sequence[Signed[Record]]) -> tuple[Signed[Record], list[Signed[Record]]]:
