@@ -335,7 +335,8 @@ class PolicyFeed:
                         # Kept aside: it opens nothing, unless its home has a valid record of the tenant yet.
                         self._note_invalid(at, Fault.TENANT, item.mod_revision)
             except RecordError as error:
-                self._note_invalid(at, error.fault, item.mod_revision)
+                if isinstance(at, layout.PolicyKey) or not claims.has_left(at.shard.home):
+                    self._note_invalid(at, error.fault, item.mod_revision)
                 if error.fault is not Fault.FORK:
                     # No valid record: absent. What lies under another home is left as it is.
                     _drop_from(claims, at)

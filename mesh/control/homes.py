@@ -95,6 +95,11 @@ class Claims:
         moves, home = record.policy.moves, record.policy.home
         return {key_id: key for key_id, key in self.keys.get(home, {}).items() if key.moves == moves}
 
+    def has_left(self, home: RegionId) -> bool:
+        """Whether the tenant has left a home: what lies there of its keys is nobody's business any more."""
+        record = self.records.get(home)
+        return record is not None and record.left
+
     def holds_key(self, key_id: KeyId) -> bool:
         """Whether any home has a valid record of a key."""
         return any(key_id in keys for keys in self.keys.values())

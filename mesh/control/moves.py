@@ -255,6 +255,13 @@ class _VoidError(Exception):
         self.number = number
 
 
+def _before_leaving(word: TenantRecord) -> TenantRecord:
+    """The record that a last word has replaced."""
+    policy, statement = word.policy, word.chain[-1]
+    before = replace(policy, revision=statement.revision, moves=policy.moves - 1)
+    return replace(word, policy=before, chain=word.chain[:-1], left=False)
+
+
 def _is_ready(first: TenantRecord, theirs: RangeResult, record: TenantRecord, ours: RangeResult, trust: Trust) -> bool:
     """Whether the new home has put the first record that follows from this one, and has all its keys."""
     if _tenant_in(theirs, first.policy.home, first.policy.tenant, trust) != first:
