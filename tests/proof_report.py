@@ -106,11 +106,11 @@ class Report:
         """One way, made when first named."""
         return self.paths.setdefault(name, Way(name))
 
-    def claim(self, name: str, seen: str, *, broken: bool = False) -> None:
-        """What this layer saw of a claim: one of `CLAIMS`."""
+    def claim(self, name: str, seen: str, *, failed: bool = False) -> None:
+        """What this layer saw of a claim, one of `CLAIMS`; or that the claim, or the proof of it, failed here."""
         if self.layer not in CLAIMS[name].rests_on:
             raise ValueError(f"the claim {name} does not rest on {self.layer}")
-        self.claims[name] = f"**BROKEN**: {seen}" if broken else seen
+        self.claims[name] = f"{_FAILED}: {seen}" if failed else seen
 
     def section(self) -> dict[str, Any]:
         """As it stands in the JSON."""
@@ -139,12 +139,12 @@ def render(whole: Mapping[str, Any]) -> str:
         out += ["**These sections are of different states of the code.**", ""]
     out += ["## What is claimed, and what of it was shown", ""]
     out += [
-        "Each claim has the layers that it rests on. No figure is added up across layers, and a layer that says "
-        "`not shown` was not part of what made this report.",
+        "Each claim has the layers that it rests on. No figure is added up across layers. A layer that says "
+        f"`{_NOT}` has nothing of it in this report: it was not part of this run, or its tests do not show it yet.",
         "",
     ]
     for name, claim in CLAIMS.items():
-        out += [f"**{name}. {claim.sentence}**", ""]
+        out += [f"**{name}. {claim.sentence}**", "", _verdict(whole, name), ""]
         out += [f"- {layer}: {_shown(whole, layer, name)}" for layer in claim.rests_on] + [""]
     more = [(layer, name, seen) for layer, said in _each(whole, "claims") for name, seen in said.items()]
     out += [f"- {layer}: {name}: {seen}" for layer, name, seen in more if name not in CLAIMS] + [""]
@@ -158,20 +158,26 @@ def short(whole: Mapping[str, Any]) -> str:
     """A line for each claim: which layers showed it in this run, and which did not."""
     lines: list[str] = []
     for name, claim in CLAIMS.items():
-        told = {layer: _shown(whole, layer, name) for layer in claim.rests_on}
-        words = {layer: "BROKEN" if "BROKEN" in seen else seen for layer, seen in told.items()}
-        said = [f"{layer} {'shown' if word not in ('BROKEN', _NOT) else word}" for layer, word in words.items()]
-        lines += [f"{name:9} {claim.sentence}", f"{'':9} {', '.join(said)}"]
+        lines += [f"{name:9} {claim.sentence}", f"{'':9} {_verdict(whole, name)}"]
     leaks = [(layer, row) for layer, rows in _each(whole, "paths") for row in rows if row["leaks"]]
     lines += [f"LEAK: {layer}: {row['name']}: {row['leaks']}" for layer, row in leaks]
     return "\n".join(lines)
 
 
-_NOT = "not shown"
+_NOT, _FAILED = "not shown", "**FAILED**"
 
 
 def _shown(whole: Mapping[str, Any], layer: str, name: str) -> str:
     return whole.get(layer, {}).get("claims", {}).get(name, _NOT)
+
+
+def _verdict(whole: Mapping[str, Any], name: str) -> str:
+    """One line: which layers showed a claim, which did not, and where it failed."""
+    told = {"Shown by": list[str](), "Not shown by": list[str](), "FAILED in": list[str]()}
+    for layer in CLAIMS[name].rests_on:
+        seen = _shown(whole, layer, name)
+        told["FAILED in" if seen.startswith(_FAILED) else "Not shown by" if seen == _NOT else "Shown by"].append(layer)
+    return " ".join(f"{words} {', '.join(layers)}." for words, layers in reversed(told.items()) if layers)
 
 
 def _each(whole: Mapping[str, Any], part: str) -> list[tuple[str, Any]]:
@@ -234,7 +240,10 @@ def _now() -> str:
 def _command() -> str:
     """How this process was started, without folders of this machine."""
     program = Path(sys.argv[0])
-    name = program.parent.name if program.name == "__main__.py" else program.stem
+    if program.name == "__main__.py":
+        name = program.parent.name
+    else:
+        name = f"{program.parent.name}/{program.stem}" if program.suffix else program.name
     return " ".join([name, *sys.argv[1:]])
 
 

@@ -76,15 +76,15 @@ def test_sections_of_different_states_of_the_code_are_not_taken_for_one_run() ->
     assert warning in render(sections)
 
 
-def test_a_claim_is_shown_broken_or_not_shown() -> None:
+def test_a_claim_is_shown_failed_or_not_shown() -> None:
     model, lab = Report("model"), Report("lab")
     model.claim("I1", "every state")
-    lab.claim("I1", "a call came through", broken=True)
+    lab.claim("I1", "a call came through", failed=True)
     whole = {"model": model.section(), "lab": lab.section()}
     assert f"**I1. {CLAIMS['I1'].sentence}**" in render(whole)
     assert "- model: every state\n- simulation: not shown\n" in render(whole)
-    assert "- lab: **BROKEN**: a call came through\n" in render(whole)
-    assert "model shown, simulation not shown, rules left out not shown, lab BROKEN" in short(whole)
+    assert "- lab: **FAILED**: a call came through\n" in render(whole)
+    assert "FAILED in lab. Not shown by simulation, rules left out. Shown by model." in short(whole)
 
 
 def test_a_layer_says_only_what_rests_on_it() -> None:

@@ -130,7 +130,7 @@ def test_what_was_searched_is_told_with_what_it_shows() -> None:
         ("rule", 2)
     ]
     assert section(Report("model"), [held, found]).section()["claims"] == {}
-    assert "BROKEN" in section(Report("model"), [held, also, missed]).section()["claims"]["moves"]
+    assert "FAILED" in section(Report("model"), [held, also, missed]).section()["claims"]["moves"]
 
 
 def test_every_model_stands_at_a_claim() -> None:

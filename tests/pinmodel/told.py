@@ -54,7 +54,7 @@ def section(report: Report, searched: Searched) -> Report:
         surprises = [f"{check.model}: {outcome.surprise(check)}" for check, outcome in concerned]
         broken = [text for text in surprises if not text.endswith(": ")]
         if broken:
-            report.claim(name, "; ".join(broken), broken=True)
+            report.claim(name, "; ".join(broken), failed=True)
         elif {check.model for check, _ in concerned if not check.mutant} == set(models):
             report.claim(name, _held(concerned))
     return report

@@ -21,23 +21,23 @@ def test_a_section_has_the_figures_of_its_episodes() -> None:
     assert told["facts"]["what was looked at"]["of these aimed at a rule"] == 1
     assert told["facts"]["what was looked at"]["seeds"] == "8 to 9"
     assert set(told["claims"]) == {"I1", "I2", "I3"}
-    assert "BROKEN" not in str(told["claims"])
+    assert "FAILED" not in str(told["claims"])
 
 
-def test_what_was_found_is_told_as_broken() -> None:
+def test_what_was_found_is_told_as_failed() -> None:
     found = Found(7, "fence", ("I3: taken in SG",), ())
     tally = Tally(episodes=3, seeds=[5, 6, 7], counts=Counter(promises=3), found=[found])
     told = section(Report("simulation"), tally).section()
     assert told["paths"][0]["bound"] is None
-    assert "BROKEN" in told["claims"]["I3"]
-    assert "BROKEN" not in told["claims"]["I1"]
+    assert "FAILED" in told["claims"]["I3"]
+    assert "FAILED" not in told["claims"]["I1"]
     assert told["facts"]["what was found"] == [{"seed": 7, "aim": "fence", "what": "I3: taken in SG"}]
 
 
 def test_rules_left_out_are_told_with_their_seeds() -> None:
     told = rules_section(Report("rules left out"), {"slew": 3, "twin": 8, "fence": None}).section()
     assert told["claims"]["clocks"] == "each found within 8 seeds: slew, twin"
-    assert "BROKEN" in told["claims"]["I3"]
+    assert "FAILED" in told["claims"]["I3"]
     assert "I1" not in told["claims"]
     [rows] = [rows for name, rows in told["facts"].items() if name.startswith("rules left out")]
     assert [(row["rule"], row["seeds needed"]) for row in rows] == [

@@ -125,7 +125,7 @@ def section(report: Report, tally: Tally) -> Report:
     ):
         hit = [one for one in broken if any(name in text for text in one.violations)]
         told = f"in {tally.episodes} episodes: {seen}"
-        report.claim(name, f"seeds {[one.seed for one in hit]}" if hit else told, broken=bool(hit))
+        report.claim(name, f"seeds {[one.seed for one in hit]}" if hit else told, failed=bool(hit))
     return report
 
 
@@ -147,7 +147,7 @@ def rules_section(report: Report, firsts: Mapping[str, int | None]) -> Report:
         tried = [rule for rule in rules if rule in firsts]
         missed = [rule for rule in tried if firsts[rule] is None]
         if missed:
-            report.claim(name, f"not found: {', '.join(missed)}", broken=True)
+            report.claim(name, f"not found: {', '.join(missed)}", failed=True)
         elif tried:
             report.claim(
                 name, f"each found within {max(firsts[rule] or 0 for rule in tried)} seeds: {', '.join(tried)}"
