@@ -47,7 +47,7 @@ OTHERS = 16
 CALLS = 4
 """Running calls of each of the others."""
 BOTH = frozenset({Jurisdiction("VN"), Jurisdiction("SG")})
-SUMS = ("looks", "without_authority", "calls_cut", "gaps", "invalid", "grants_failed", "failed")
+SUMS = ("looks", "without_authority", "calls_cut", "gaps", "overdue", "invalid", "grants_failed", "failed")
 LEAST = ("home_left_s_min", "foreign_left_s_min")
 Told = dict[str, Any]
 MOST = ("behind_max", "caught_up_ms_max", "loop_late_ms_max")
@@ -219,6 +219,7 @@ COLUMNS = (
     ("caught up ms, median", "caught_up_ms_median"),
     ("most", "caught_up_ms_max"),
     ("gaps", "gaps"),
+    ("overdue", "overdue"),
     ("CPU ms/change", "cpu_ms_per_change"),
     ("core", "cpu"),
     ("loop late ms, median", "loop_late_ms_median"),

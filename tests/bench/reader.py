@@ -24,6 +24,7 @@ from mesh.control import layout
 from mesh.control.etcd import EtcdStore, open_store
 from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
+from mesh.control.overdue import Overdue
 from mesh.control.records import decode_tenant
 from mesh.control.store import Range
 from mesh.errors import MeshError
@@ -103,6 +104,8 @@ class Reader:
         )
         self.running.changed = self.membership.changed
         self.feed = PolicyFeed(store, self.book, clock, trust_in(), listener=self)
+        self.overdue = Overdue(self.feed, clock)
+        self.membership.answered = self.overdue.answered
 
     def applied(self, shard: Shard, number: int) -> None:
         """The feed's listener: the membership, and who looks on."""
@@ -123,6 +126,7 @@ class Reader:
         async with asyncio.TaskGroup() as tasks:
             parts = [
                 self.feed.run(),
+                self.overdue.run(),
                 self.membership.run(),
                 self.running.run(),
                 self._ask(),
@@ -201,6 +205,7 @@ class Reader:
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "applied": self.authority.number(self.shard),
             "gaps": self.feed.gaps,
+            "overdue": self.overdue.reads,
             "invalid": self.feed.invalid.total(),
             "grants": self.membership.renewals,
             "grants_failed": self.membership.failures,

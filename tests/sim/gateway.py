@@ -80,6 +80,8 @@ class SimGateway:
         self.feed: PolicyFeed = parts.feed(
             store, book, clock, parts.trust(scene.trust), None, _Told(membership, freshness)
         )
+        self.overdue = parts.overdue(self.feed, clock)
+        membership.answered = self.overdue.answered
         self.story = parts.story(
             here=here,
             atlas=scene.atlas_of(region),
@@ -111,6 +113,7 @@ class SimGateway:
                 tasks.spawn(self.running.run(), "running")
                 tasks.spawn(self.membership.run(), "membership")
                 tasks.spawn(self.feed.run(), "feed")
+                tasks.spawn(self.overdue.run(), "overdue")
                 if self.alone:
                     tasks.spawn(self._succeed(), "succession")
                 doors: list[tuple[int, Callable[[Channel], Coroutine[Any, Any, None]]]] = [

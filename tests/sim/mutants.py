@@ -23,6 +23,7 @@ from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
 from mesh.control.members import Members
 from mesh.control.memberships import Ack, Drain, decode_grant
+from mesh.control.overdue import Overdue
 from mesh.control.records import HomeTrust, Trust
 from mesh.control.store import Compare, Event, KeyValue, Op, Range, TxnResult
 from mesh.control.sweep import MemberSweeper
@@ -91,9 +92,19 @@ class T0recv(Parts):
         return _FromReceipt(clock)
 
 
+class _Patient(Overdue):
+    """Waits for the watch, for ever: otherwise what was not applied is mostly read before it shows."""
+
+    def answered(self, heads: Mapping[Shard, int]) -> None:
+        pass
+
+
 class Watchonly(Parts):
     def authority(self, here: Here, clock: Clock) -> Authority:
         return _WhateverApplied()
+
+    def overdue(self, feed: PolicyFeed, clock: Clock) -> Overdue:
+        return _Patient(feed, clock)
 
 
 class Slew(Parts):

@@ -17,6 +17,7 @@ from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
 from mesh.control.members import Members
 from mesh.control.memberships import Drain
+from mesh.control.overdue import Overdue
 from mesh.control.records import Trust
 from mesh.control.sweep import MemberSweeper
 from mesh.gateway.keyring import Keyring
@@ -97,6 +98,9 @@ class Parts:
 
     def feed(self, *given: Any) -> PolicyFeed:
         return PolicyFeed(*given)
+
+    def overdue(self, feed: PolicyFeed, clock: Clock) -> Overdue:
+        return Overdue(feed, clock)
 
     def trust(self, trust: Trust) -> Trust:
         return trust
