@@ -220,6 +220,11 @@ class Caller:
         process.stdout.close()
 
 
+def now_s() -> float:
+    """The clock of all histories: every namespace of a machine has the same."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def wait_until(look: Callable[[], Any], what: str, *, deadline_s: float) -> Any:
     """What `look` returns as soon as it is true. The only place of the lab that waits by looking again."""
     end_s = time.monotonic() + deadline_s

@@ -27,8 +27,8 @@ LOGS = Path(__file__).parents[2] / "build" / "border-lab"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts what needs no lab first, and gives each test of the lab the time that a loaded machine needs."""
-    items.sort(key=lambda item: item.get_closest_marker("border") is not None)
+    """Puts what needs no lab first and faults last, and gives each test of the lab the time of a loaded machine."""
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("border", "fault")])
     for item in items:
         if item.get_closest_marker("border") and not item.get_closest_marker("timeout"):
             # The lab's start has limits of its own.

@@ -10,11 +10,12 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -37,6 +38,7 @@ from border.parts import Part
 from border.places import NEXT_GATEWAY, RAY_PORTS, Places, config_of, make_settings
 from google.protobuf.message import Message
 
+from mesh.embedded.configuration import write_settings
 from mesh.embedded.environment import part_environment, ray_environment
 from mesh.embedded.etcd_binary import find_etcd
 from mesh.embedded.etcd_server import etcd_command
@@ -109,7 +111,7 @@ class Countries:
                 own = ["--config", str(config_of(self.home, name)), "--region", region]
                 self._part(f"admin-{name}", name, ["-m", "mesh.admin", *own]).start()
                 for gateway in settings.regions[RegionId(region)].gateways:
-                    argv = ["-m", "mesh.gateway", *own, "--gateway", gateway.id]
+                    argv = ["-m", "mesh.gateway", *own, "--gateway", gateway.id, "--alone"]
                     self._part(f"gateway-{name}-{gateway.id}", name, argv).start()
             for cluster in clusters:
                 cluster.result()
@@ -172,12 +174,12 @@ class Countries:
 
     # How it is.
 
-    def status(self, country: str, gateway: int = 1) -> fleet_pb2.GatewayStatus | None:
+    def status(self, country: str, gateway: int = 1, *, timeout_s: float = 5) -> fleet_pb2.GatewayStatus | None:
         """A gateway's own words; None where it does not answer."""
         one = COUNTRIES[country]
         target = f"{one.border}:{INTERNAL + (gateway - 1) * NEXT_GATEWAY}"
         request = fleet_pb2.StatusRequest()
-        answer = self._inside(country, target, "/mesh.v1.Inspect/Status", request, Role.GATEWAY, timeout_s=5)
+        answer = self._inside(country, target, "/mesh.v1.Inspect/Status", request, Role.GATEWAY, timeout_s=timeout_s)
         return answer.parse(fleet_pb2.GatewayStatus)[0] if answer.code == "OK" else None
 
     def is_ready(self, country: str) -> bool:
@@ -372,6 +374,25 @@ class Countries:
             shutil.copytree(folder / name, self.home.etcd / name)
         for part in members:
             part.start()
+
+    def recover_store(self) -> None:
+        """Declares the restore, as docs/operator.md says: the next control epoch everywhere, then each home publishes."""
+        for name, settings in self.settings.items():
+            raised = replace(settings, control_epoch=settings.control_epoch + 1)
+            self.settings[name] = raised
+            write_settings(raised, config_of(self.home, name))
+        programs = [part for name, part in self.parts.items() if name.startswith(("gateway-", "admin-"))]
+        for part in programs:
+            part.kill(signal.SIGTERM)
+        for part in programs:
+            part.start()
+        for name, settings in self.settings.items():
+            request = admin_pb2.RecoverRequest(epoch=settings.control_epoch)
+            wait_until(
+                lambda name=name, request=request: self.admin(name, "Recover", request).code == "OK",
+                f"{name} has published its policy",
+                deadline_s=120,
+            )
 
     def close(self) -> None:
         """Ends the callers; all else ends with the network."""

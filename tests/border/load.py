@@ -2,7 +2,7 @@
 
     python -m border.load FILE        (in a namespace; one JSON object on stdin; ends with stdin)
 
-    {"ca", "pause_s", "lanes": [[{"tenant", "key", "country", "address", "door": "http" | "grpc", "kind", "model", "tokens"}]]}
+    {"ca", "lanes": [{"pause_s", "calls": [{"tenant", "key", "place", "address", "door": "http" | "grpc", "kind", "model", "tokens"}]}]}
 
 `kind`: "chat" answers at once, "stream" token by token, "embed" is an embedding. Each call is a line of FILE, see
 `border.promise`. Times are those of CLOCK_BOOTTIME, which all namespaces of a machine share. `sent` is read before the
@@ -18,10 +18,12 @@ import socket
 import ssl
 import sys
 import threading
-import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from border.calls import now_s
 from border.namespaces import GRPC, HTTP
 
 from mesh.tls import prepare_process
@@ -29,21 +31,18 @@ from mesh.tls import prepare_process
 prepare_process(os.environ)
 
 import grpc  # noqa: E402 - it reads the environment that was just set
+from google.protobuf.message import Message  # noqa: E402
 
 from mesh.transport.grpc_errors import from_rpc_error  # noqa: E402
 from mesh.v1 import inference_pb2 as pb  # noqa: E402
 
 CONNECT_S, CALL_S = 3.0, 12.0
+TEXT = "Tell me a long story."
 PATHS = {"chat": "/v1/chat/completions", "stream": "/v1/chat/completions", "embed": "/v1/embeddings"}
 METHODS = {"chat": "Chat", "stream": "ChatStream", "embed": "Embed"}
 _CODE = re.compile(rb'"code":\s*"([a-z_]+)"')
-_REGION = re.compile(rb"\r\nmesh-region: ([^\r\n]+)", re.IGNORECASE)
+_PLACE = re.compile(rb"\r\nmesh-jurisdiction: ([A-Z]+)", re.IGNORECASE)
 Row = dict[str, Any]
-
-
-def now_s() -> float:
-    """The clock of all histories."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Http:
@@ -88,8 +87,9 @@ class Http:
             at = now_s()
             held += piece
             if "status" not in row and b"\r\n\r\n" in held:
-                region = _REGION.search(held)
-                row.update(status=int(held[9:12]), region=region[1].decode() if region else None, answered=at)
+                row["status"], place = int(held[9:12]), _PLACE.search(held)
+                if row["status"] == 200 and place is not None:
+                    row["served_in"] = place[1].decode()
             if row.get("status") == 200 and (b'"content":' in piece or asked["kind"] != "stream"):
                 row["tokens"].append(at)
         error = _CODE.search(held)
@@ -109,10 +109,10 @@ class Grpc:
     def call(self, asked: Row, row: Row) -> None:
         """One call; `row` gets what is seen of it."""
         channel = self._channels.get(asked["address"]) or self._open(asked["address"])
-        request = pb.ChatRequest(**_body(asked) | {"stream": None})
+        request = _request(asked)
         row["sent"] = now_s()
         call = channel.unary_stream(f"/mesh.v1.Inference/{METHODS[asked['kind']]}")(
-            request.SerializeToString(), metadata=[("authorization", f"Bearer {asked['key']}")], timeout=CALL_S
+            request.SerializeToString(), metadata=(("authorization", f"Bearer {asked['key']}"),), timeout=CALL_S
         )
         try:
             for _ in call:
@@ -120,9 +120,8 @@ class Grpc:
             row["code"] = "ok"
         except grpc.RpcError as error:
             row["code"] = from_rpc_error(error).code.value
-        regions = [value for name, value in call.initial_metadata() or () if name == "mesh-region"]
-        if row["tokens"] and regions:
-            row["region"] = str(regions[0])
+        if row["tokens"]:
+            row["served_in"] = dict(call.initial_metadata() or ()).get("mesh-jurisdiction")
 
     def _open(self, address: str) -> grpc.Channel:
         options = [
@@ -135,10 +134,18 @@ class Grpc:
         return channel
 
 
+def _request(asked: Row) -> Message:
+    if asked["kind"] == "embed":
+        return pb.EmbeddingRequest(model=asked["model"], input=[pb.Input(text=TEXT)])
+    return pb.ChatRequest(
+        model=asked["model"], messages=[pb.Message(role="user", content=TEXT)], max_tokens=asked["tokens"]
+    )
+
+
 def _body(asked: Row) -> Row:
     if asked["kind"] == "embed":
-        return {"model": asked["model"], "input": "How are you today?"}
-    body = {"model": asked["model"], "messages": [{"role": "user", "content": "Count."}], "max_tokens": asked["tokens"]}
+        return {"model": asked["model"], "input": TEXT}
+    body = {"model": asked["model"], "messages": [{"role": "user", "content": TEXT}], "max_tokens": asked["tokens"]}
     return body | ({"stream": True} if asked["kind"] == "stream" else {})
 
 
@@ -147,13 +154,21 @@ def lane(calls: list[Row], ca: Path, pause_s: float, write: Any, over: threading
     doors = {"http": Http(ca), "grpc": Grpc(ca)}
     while True:
         for asked in calls:
-            shown = {name: asked[name] for name in ("tenant", "country", "door", "kind", "model")}
-            row: Row = {"do": "call", **shown, "code": "broken", "region": None, "tokens": []}
+            shown = {name: asked[name] for name in ("tenant", "place", "door", "kind", "model")}
+            row: Row = {"do": "call", **shown, "code": "broken", "served_in": None, "tokens": []}
             doors[asked["door"]].call(asked, row)
             row["end"] = now_s()
             write(row)
             if over.wait(pause_s):
                 return
+
+
+def _or_all_end(client: Future[None]) -> None:
+    """A client that fails would be a silent one: then none goes on."""
+    error = client.exception()
+    if error is not None:
+        traceback.print_exception(error)
+        os._exit(1)
 
 
 def main() -> None:
@@ -164,16 +179,12 @@ def main() -> None:
             with lock:
                 file.write(json.dumps(row) + "\n")
 
-        threads = [
-            threading.Thread(target=lane, args=(calls, Path(asked["ca"]), asked["pause_s"], write, over))
-            for calls in asked["lanes"]
-        ]
-        for thread in threads:
-            thread.start()
-        sys.stdin.read()
-        over.set()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(len(asked["lanes"])) as pool:
+            for one in asked["lanes"]:
+                client = pool.submit(lane, one["calls"], Path(asked["ca"]), one["pause_s"], write, over)
+                client.add_done_callback(_or_all_end)
+            sys.stdin.read()
+            over.set()
 
 
 if __name__ == "__main__":

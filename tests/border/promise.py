@@ -144,13 +144,11 @@ def _call(line: Line, spans: Mapping[tuple[str, str], Sequence[Span]], verdict: 
     for place in {direct, served} - {None}:
         for span in spans.get((line["tenant"], place), ()):
             late = [at for at in line["tokens"] if span.holds(at - LEG_S) and span.holds(at)]
-            if late and (served or direct) == place:
+            if late and line["sent"] <= span.since:
                 verdict.violations.append(
-                    f"I2: {place} sends {len(late)} tokens to {line['tenant']}, the last {late[-1] - span.since:.3f} s after "
+                    f"I2: {place} sends or passes on {len(late)} tokens to {line['tenant']}, the last {late[-1] - span.since:.3f} s after "
                     f"the return; the call was sent {line['sent'] - span.since:+.3f} s from it"
                 )
-            elif line["tokens"] and line["tokens"][0] < span.since < line["end"]:
-                verdict.counts["calls that a return cut"] += 1
             if not span.holds(line["sent"]):
                 continue
             judged_s = line["tokens"][0] if line["tokens"] else line["end"]
