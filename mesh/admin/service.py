@@ -88,6 +88,9 @@ class AdminService:
             "Pin": follower(self._pin, pb.PinRequest),
             "SetAuthority": follower(self._set_authority, pb.SetAuthorityRequest),
             "SetTransfer": follower(self._set_transfer, pb.SetTransferRequest),
+            "PrepareMove": operator(self._prepare_move, pb.PrepareMoveRequest),
+            "LeaveHome": operator(self._leave_home, pb.LeaveHomeRequest),
+            "FinishMove": follower(self._finish_move, pb.FinishMoveRequest),
             "PinStatus": operator(self._pin_status, pb.PinStatusRequest),
             "AttestDead": operator(self._attest_dead, pb.AttestDeadRequest),
             "ControlStatus": operator(self._control.status, pb.ControlStatusRequest),
@@ -152,6 +155,30 @@ class AdminService:
                     settling = self._tenants.settle_authority(TenantId(one.tenant.tenant), Revision(one.revision))
                     settled = await self._in_time(settling)
                     one.tenant.CopyFrom(_tenant(NamedTenant(settled.tenant.policy, one.tenant.name)))
+                yield one
+
+    async def _prepare_move(self, request: pb.PrepareMoveRequest) -> pb.Tenant:
+        return _tenant(await self._tenants.prepare_move(request.tenant, request.home, request.name))
+
+    async def _leave_home(self, request: pb.LeaveHomeRequest) -> pb.LeaveHomeResponse:
+        outcome = await self._tenants.leave_home(request.tenant, request.new_home, request.op_id or None)
+        return pb.LeaveHomeResponse(op_id=outcome.op_id, revision=outcome.revision)
+
+    async def _finish_move(self, request: pb.FinishMoveRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+        outcome, record = await self._in_time(self._tenants.finish_move(request.tenant))
+        policy = record.policy
+
+        async def made() -> Outcome:
+            return outcome
+
+        async with aclosing(self._follow(made(), request.patience)) as said:
+            async for one in said:
+                if one.done:
+                    # What the old home's record said of authority is in use nowhere any more.
+                    settled = await self._in_time(self._tenants.settle_authority(policy.tenant, policy.revision))
+                    policy = settled.tenant.policy
+                one.op_id = request.patience.op_id or one.op_id
+                one.tenant.CopyFrom(_tenant(NamedTenant(policy, one.tenant.name)))
                 yield one
 
     def _revoke_key(self, request: pb.RevokeKeyRequest) -> AsyncGenerator[pb.ShrinkProgress]:

@@ -19,7 +19,7 @@ from mesh.ledger import Account, AccountExistsError, Ledger
 from mesh.policy.bundle import Spans, TenantPolicy
 from mesh.policy.keys import make_key
 from mesh.ports import Clock, Entropy
-from mesh.types import Here, KeyId, Revision, TenantId, TenantState
+from mesh.types import Here, KeyId, RegionId, Revision, TenantId, TenantState
 
 _KEY_BYTES = 48
 
@@ -72,8 +72,9 @@ class Tenants:
         pin, moves = checked_allowed(allowed, self._here.jurisdiction), checked_transfer(transfer)
         # One at a time: of two that want the same name, the second must find the first one's finished.
         async with self._creating:
-            account = await self._ledger.account_named(name)
-            if account is not None and account.ready:
+            account = await self._account_named(name)
+            # One that is not ready and did not begin here is of a tenant that may come here.
+            if account is not None and (account.ready or account.tenant != tenant_id(self._here.region, account.nonce)):
                 raise MeshError(Code.TENANT_EXISTS, param="name")
             if account is None:
                 account = await self._begin(name)
@@ -138,6 +139,45 @@ class Tenants:
         """Nobody acts on an older span than that of `revision` any more: a later removal need not wait for it."""
         return await self._changes.settle_authority(tenant, revision)
 
+    async def prepare_move(self, tenant: str, old_home: str, name: str) -> NamedTenant:
+        """Makes this region ready for a tenant of another home. Whoever moves it brings its name along."""
+        if not is_tenant_id(tenant):
+            raise MeshError(Code.TENANT_NOT_FOUND, param="tenant")
+        known, name = TenantId(tenant), checked_name(name)
+        async with self._creating:
+            account = await self._account_named(name)
+            if account is not None and account.tenant != known:
+                raise MeshError(Code.TENANT_EXISTS, param="name", hint="So this tenant cannot move here by its name.")
+            record = await self._changes.moves.prepare(known, RegionId(old_home))
+            if account is None:
+                # One by another name is of an earlier time here.
+                await self._ledger.drop_account(known)
+                await self._add(
+                    Account(
+                        tenant=known,
+                        home=self._here.region,
+                        name=name,
+                        nonce=record.nonce,
+                        created_s=int(self._clock.wall_s()),
+                        ready=False,
+                    )
+                )
+        return NamedTenant(record.policy, name)
+
+    async def leave_home(self, tenant: str, new_home: str, op_id: str | None) -> Outcome:
+        """Says that a tenant has moved. Its name is kept by its new home and forgotten here."""
+        known, _ = await self._known(tenant)
+        outcome = await self._changes.moves.leave(known, RegionId(new_home), op_id=op_id)
+        await self._ledger.drop_account(known)
+        return outcome
+
+    async def finish_move(self, tenant: str) -> tuple[Outcome, TenantRecord]:
+        """Completes a tenant's move to here; see `Moves.finish`."""
+        known, _ = await self._known(tenant)
+        found = await self._changes.moves.finish(known)
+        await self._ledger.set_ready(known)
+        return found
+
     async def name_of(self, tenant: TenantId) -> str:
         """A tenant's name; empty where the ledger has none."""
         account = await self._ledger.account(tenant)
@@ -181,10 +221,21 @@ class Tenants:
             created_s=int(self._clock.wall_s()),
             ready=False,
         )
+        await self._add(account)
+        return account
+
+    async def _add(self, account: Account) -> None:
         try:
             await self._ledger.add_account(account)
         except AccountExistsError:
             raise MeshError(Code.TENANT_EXISTS, param="name") from None
+
+    async def _account_named(self, name: str) -> Account | None:
+        """The account of a name; the name of a tenant that has left is forgotten."""
+        account = await self._ledger.account_named(name)
+        if account is not None and account.ready and await self._changes.moves.has_left(account.tenant):
+            await self._ledger.drop_account(account.tenant)
+            return None
         return account
 
     async def _record(self, tenant: str) -> TenantRecord:

@@ -16,6 +16,7 @@ from mesh.cli.chat import chat
 from mesh.cli.context import Here
 from mesh.cli.control import control
 from mesh.cli.lifecycle import down, status, up
+from mesh.cli.moves import move_tenant
 from mesh.cli.output import EXIT_REFUSED, EXIT_USAGE, UsageFault, report
 from mesh.cli.pins import gateways, pins
 from mesh.cli.regions import models, regions
@@ -36,6 +37,7 @@ _RUN, _TENANTS, _ASK = "Run a mesh", "Tenants", "Look and ask"
 app.command(rich_help_panel=_RUN)(up)
 app.command(rich_help_panel=_RUN)(down)
 app.command(rich_help_panel=_RUN)(status)
+tenants.command("move")(move_tenant)
 app.add_typer(tenants, name="tenant", rich_help_panel=_TENANTS)
 app.add_typer(keys, name="key", rich_help_panel=_TENANTS)
 app.add_typer(pins, name="pin", rich_help_panel=_TENANTS)

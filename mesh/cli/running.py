@@ -162,7 +162,12 @@ async def find_tenant(mesh: Running, tenant: str) -> Tenant:
             that answers is its home, and one does not answer.
     """
     answers = await mesh.ask_all("FindTenant", FindTenantRequest(tenant=tenant), Tenant)
-    found = list(answers.by_region.values())
+    by_id: dict[str, Tenant] = {}
+    for one in answers.by_region.values():
+        known = by_id.get(one.tenant)
+        if known is None or known.revision < one.revision:
+            by_id[one.tenant] = one  # asked while it moved, the home that it left has answered, too
+    found = list(by_id.values())
     if len(found) > 1:
         ids = ", ".join(f"{one.tenant} ({one.home})" for one in found)
         raise MeshError(Code.AMBIGUOUS_TENANT, hint=f"The ids: {ids}.")

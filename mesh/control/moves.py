@@ -186,6 +186,16 @@ class Moves:
         )
         return outcome, record
 
+    async def has_left(self, tenant: TenantId) -> bool:
+        """Whether a tenant has left this home, and has not come back."""
+        at = layout.policy_key(self._home, tenant)
+        try:
+            (found,) = await self._commits.ask([Range(at)], self._clock.now_s() + DEADLINE_S)
+        except StoreUnavailableError:
+            raise MeshError(Code.POLICY_STORE_UNAVAILABLE) from None
+        record = _tenant_in(found, self._home, tenant, self._trust)
+        return record is not None and record.left
+
     async def _plan(
         self, tenant: TenantId, old_home: RegionId, deadline_s: float
     ) -> tuple[TenantRecord, list[tuple[TenantRecord | KeyRecord, int]]]:
