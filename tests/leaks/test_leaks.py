@@ -10,8 +10,9 @@ import pytest
 from border.canary import LANGUAGES, Canaries, Encode, Hit
 from border.evidence import files_below, search_each, search_legs
 from leaks.alone import given_up, granted
+from leaks.crossing import BorderNumbers
 from leaks.parts import Parts
-from leaks.plants import ALONE, IN_PROCESS, IN_SIMULATION, BorderNumbers, Leak
+from leaks.plants import ALONE, IN_PROCESS, IN_SIMULATION, Leak
 from leaks.small_mesh import SmallMesh
 from leaks.traffic import DETECTORS, OPEN, Found, Traffic
 from proof_report import Report
