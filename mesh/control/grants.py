@@ -45,6 +45,8 @@ _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 0.5
 _RENEW_TIMEOUT_S = 4.0
 _LEAVE_TIMEOUT_S = 2.0
+_UNHEARD = 200_000
+"""Attempts without an answer that one member remembers: at the fastest pace more than a day of them, 20 MB."""
 _LIVES_S = 2 * PERIOD_S
 """Whoever lives and is heard renews its grant within this."""
 
@@ -237,6 +239,12 @@ class Membership:
             if self._heard is not None and t0.apart_from(self._heard):
                 # Perhaps this is a copy of a process that lives: it may have nothing that the other has.
                 self._warn("grant.clocks_apart")
+                self._heard = None
+                self._start_anew()
+            if len(self._unheard) >= _UNHEARD:
+                # Any of them may be the one that stands, so none can be forgotten by the member that made them. Another
+                # begins, from nothing, which after so long is all that there is.
+                self._warn("grant.unheard")
                 self._heard = None
                 self._start_anew()
             seen = _Seen(self._seen.revision, self._seen.cluster, dict(self._seen.heads or {}))

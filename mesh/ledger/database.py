@@ -175,9 +175,20 @@ class Database:
             connection.execute(POLICY_RECORDS.delete().where(POLICY_RECORDS.c.number == number))
 
     def mark_made(self, numbers: Sequence[int]) -> None:
-        """Notes that signed records are in the control store."""
+        """Notes that signed records are in the control store, and forgets those that they have taken the place of.
+
+        What is older than a record of its key that was surely made is never asked for again (`signed_since_made`). It
+        stays where it is a move's, which is asked for whatever came since, and where its outcome is not known: whoever
+        signed it may yet tell, by its number, which the database must not have given to another record meanwhile.
+        """
+        table, newer = POLICY_RECORDS.c, POLICY_RECORDS.alias("newer").c
         with self._engine.begin() as connection:
-            connection.execute(POLICY_RECORDS.update().where(POLICY_RECORDS.c.number.in_(numbers)).values(made=True))
+            connection.execute(POLICY_RECORDS.update().where(table.number.in_(numbers)).values(made=True))
+            later = sa.or_(
+                newer.epoch > table.epoch, sa.and_(newer.epoch == table.epoch, newer.revision > table.revision)
+            )
+            replaced = sa.exists().where(newer.at == table.at, newer.made, newer.number.in_(numbers), later)
+            connection.execute(POLICY_RECORDS.delete().where(table.made, table.move == "", replaced))
 
     def signed_since_made(self) -> list[SignedRecord]:
         """Of each key the newest record that was surely made and all that are not older, in their order."""

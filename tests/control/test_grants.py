@@ -131,6 +131,28 @@ async def test_the_first_answer_may_be_lost_too() -> None:
         assert gateway.left_s(tenant, SG) == pytest.approx(6 - 0.1)
 
 
+async def test_attempts_without_an_answer_are_not_remembered_without_end() -> None:
+    """A day of them is: any may be the one that stands. Then another member begins, which has nothing."""
+    async with World().running() as world:
+        tenant = await world.tenant()
+        gateway = world.gateway()
+        await world.clock.advance(0.5)
+        first = gateway.membership.member
+        gateway.link.keep_late = True
+        await world.clock.advance(3)
+        # As if a day had gone by; the one that stands in the end is the first.
+        gateway.membership._unheard.update(number.to_bytes(16, "big") for number in range(199_990))
+        assert (await gateway.link.late[0]()).succeeded
+        await world.clock.advance(30)
+        assert len(gateway.membership._unheard) < 100
+        assert gateway.membership.member != first
+        assert gateway.left_s(tenant, VN) == 0
+        gateway.link.keep_late = False
+        await world.clock.advance(5)
+        assert gateway.left_s(tenant, VN) > 0
+        assert grant_of(world, gateway) is not None
+
+
 async def test_an_attempt_that_was_given_up_never_comes_late() -> None:
     async with World().running() as world:
         gateway = world.gateway()

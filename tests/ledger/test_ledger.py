@@ -11,16 +11,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mesh.errors import Code, MeshError
 from mesh.ledger import Account, AccountExistsError, Disclosure, Ledger, UsageRecord, UsageSum, open_ledger
 from mesh.ledger import ledger as ledger_module
+from mesh.ledger.accounts import LeftError
+from mesh.ledger.database import Database
+from mesh.ledger.records import SignedRecord
 from mesh.ledger.tables import METADATA
 from mesh.runtime import SystemClock, TaskGroupTasks
 from mesh.telemetry import Log
@@ -276,3 +283,96 @@ async def test_signed_policy_is_kept_from_what_was_surely_made_on(tmp_path: Path
             ("/c", b"c1", 1, 1, False),
             ("/c", b"c2", 1, 2, False),
         ]
+
+
+signings = st.lists(
+    st.tuples(
+        st.sampled_from(["signed", "signed", "made", "made", "unmade", "first", "last"]),
+        st.integers(0, 1),
+        st.integers(1, 2),
+        st.integers(1, 5),
+        st.integers(0, 30),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def test_what_is_forgotten_is_never_asked_for(tmp_path: Path) -> None:
+    """For any order of signing and of what becomes of it: the answers are those of a ledger that forgets nothing."""
+    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
+    round_ = count()
+
+    @settings(max_examples=60)
+    @given(signings)
+    def check(taken: list[tuple[str, int, int, int, int]]) -> None:
+        example = next(round_)
+        everything: dict[int, SignedRecord] = {}
+        waiting: list[tuple[int, int]] = []
+        for step, (kind, key, epoch, revision, which) in enumerate(taken):
+            at = f"/{example}/{key}"
+            match kind:
+                case "made" | "unmade":
+                    number, signed = waiting.pop(which % len(waiting)) if waiting else (0, 0)
+                    if signed and kind == "made":
+                        database.mark_made([number])
+                        everything[signed] = replace(everything[signed], made=True)
+                    elif signed:
+                        database.drop_signed(number)
+                        del everything[signed]
+                case _:
+                    record = SignedRecord(at=at, value=b"%d" % step, epoch=epoch, revision=Revision(revision))
+                    try:
+                        number = database.add_signed(record, "" if kind == "signed" else kind)
+                    except LeftError:
+                        continue
+                    # Whoever still has a number would tell of another record by it.
+                    assert number not in [known for known, _ in waiting]
+                    everything[step + 1] = record
+                    waiting.append((number, step + 1))
+        answer = [one for one in database.signed_since_made() if one.at.startswith(f"/{example}/")]
+        assert answer == since_made(everything)
+
+    try:
+        check()
+    finally:
+        database.close()
+
+
+def since_made(everything: dict[int, SignedRecord]) -> list[SignedRecord]:
+    """`signed_since_made`, of all that was ever signed."""
+    kept: list[tuple[tuple[str, int, int, int], SignedRecord]] = []
+    for signed, one in everything.items():
+        made = [(other.epoch, other.revision) for other in everything.values() if other.at == one.at and other.made]
+        if not made or (one.epoch, one.revision) >= max(made):
+            kept.append(((one.at, one.epoch, one.revision, signed), one))
+    return [one for _, one in sorted(kept, key=lambda pair: pair[0])]
+
+
+def test_what_a_tenant_was_before_does_not_fill_the_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    database = Database(f"sqlite:///{path}")
+    lost = database.add_signed(SignedRecord(at="/a", value=b"?", epoch=1, revision=Revision(1)))
+    for revision in range(2, 50):
+        tenant = SignedRecord(at="/a", value=b"a", epoch=1, revision=Revision(revision))
+        key = SignedRecord(at="/a/key/k", value=b"k", epoch=1, revision=Revision(revision))
+        database.mark_made([database.add_signed(tenant), database.add_signed(key)])
+    database.close()
+    rows = sqlite3.connect(path)
+    found = rows.execute("select number, at, revision from policy_records order by number").fetchall()
+    rows.close()
+    # The newest of each key, and one of which nobody has told what became of it.
+    assert [row[1:] for row in found] == [("/a", 1), ("/a", 49), ("/a/key/k", 49)]
+    assert found[0][0] == lost
+
+
+def test_a_tenant_that_came_back_stays_back_whatever_is_forgotten(tmp_path: Path) -> None:
+    """Nobody has told what became of the last word; what began after it outlives what came since."""
+    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
+    for revision, move in enumerate(("", "last", "first", "", "", ""), start=1):
+        number = database.add_signed(SignedRecord(at="/a", value=b"a", epoch=1, revision=Revision(revision)), move)
+        if move != "last":
+            database.mark_made([number])
+    assert database.last_words("/a") == []
+    assert [one.revision for one in database.signed_since_made()] == [6]
+    database.close()
