@@ -118,16 +118,16 @@ def test_what_was_searched_is_told_with_what_it_shows() -> None:
     held = Check("moves", "small", _Ring(9)), Outcome(9, 0.1, whole=True)
     also = Check("records", "small", _Ring(7)), Outcome(7, 0.1, whole=True)
     found = (
-        Check("moves", "small", _Ring(9), mutant="rule"),
+        Check("moves", "small", _Ring(9), mutant="fork"),
         Outcome(3, 0.1, whole=False, broken="I1", trace=("a", "b")),
     )
-    missed = Check("moves", "small", _Ring(9), mutant="other"), Outcome(9, 0.1, whole=True)
+    missed = Check("moves", "small", _Ring(9), mutant="lease"), Outcome(9, 0.1, whole=True)
     told = section(Report("model"), [held, also, found]).section()
     assert told["claims"] == {
-        "moves": "holds in every state of `moves` (up to 9), `records` (up to 7); found broken without any of: rule"
+        "moves": "holds in every state of `moves` (up to 9), `records` (up to 7); found broken without any of: fork"
     }
     assert [(row["rule"], row["in steps"]) for row in told["facts"]["the protocol with one rule left out"]] == [
-        ("rule", 2)
+        ("fork", 2)
     ]
     assert section(Report("model"), [held, found]).section()["claims"] == {}
     assert "FAILED" in section(Report("model"), [held, also, missed]).section()["claims"]["moves"]

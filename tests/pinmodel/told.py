@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pinmodel.catalogue import ADDED, STATED
 from pinmodel.explore import Check, Outcome
 from proof_report import Report
+from proof_rules import RULES
 
 Searched = Sequence[tuple[Check, Outcome]]
 MODELS: dict[str, tuple[str, ...]] = {
@@ -20,6 +22,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "moves": ("moves", "records"),
 }
 """Which models each claim of the report leans on."""
+_SENTENCES = {**RULES, **STATED, **ADDED}
 
 
 def section(report: Report, searched: Searched) -> Report:
@@ -40,6 +43,7 @@ def section(report: Report, searched: Searched) -> Report:
         {
             "model": check.model,
             "rule": check.mutant,
+            "says": _SENTENCES[check.mutant],
             "configuration": check.configuration,
             "found": outcome.broken or "**not found**",
             "in steps": len(outcome.trace),

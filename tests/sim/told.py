@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from proof_report import Report
+from proof_rules import rule_of
 from sim.episode import LENGTH_S
 from sim.faults import WEIGHTS
 from sim.mutants import MUTANTS, NOT_EXPRESSED, NOT_FOUND
@@ -135,14 +136,18 @@ def rules_section(report: Report, firsts: Mapping[str, int | None]) -> Report:
     report.facts["rules left out, and the seeds that it took to find the promise broken"] = [
         {
             "rule": rule,
+            "says": rule_of(rule),
             "claim": claim_of.get(rule, "-"),
             "seeds needed": "**not found**" if seed is None else seed,
             "tried at most": MUTANTS[rule].seeds,
         }
         for rule, seed in firsts.items()
     ]
-    report.facts["rules that no part of the code can leave out"] = NOT_EXPRESSED
-    report.facts["rules that no seed has found left out"] = NOT_FOUND
+    for title, rules in (
+        ("rules that no part of the code can leave out", NOT_EXPRESSED),
+        ("rules that no seed has found left out", NOT_FOUND),
+    ):
+        report.facts[title] = [{"rule": rule, "says": rule_of(rule), "why": why} for rule, why in rules.items()]
     for name, rules in RULES.items():
         tried = [rule for rule in rules if rule in firsts]
         missed = [rule for rule in tried if firsts[rule] is None]
