@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from pinmodel.catalogue import ADDED, FOUND, HOLD, LARGE, RULES, STATED
 from pinmodel.explore import Check, Outcome, explore
-from pinmodel.told import MODELS, section
+from pinmodel.told import MODELS, SENTENCES, section
 from proof_report import CLAIMS, Report
+from proof_rules import RULES as RULES_IN_WORDS
 
 # The searches take seconds of one core; on a machine that others use, they take as long as it gives them.
 pytestmark = pytest.mark.timeout(300)
@@ -131,6 +132,11 @@ def test_what_was_searched_is_told_with_what_it_shows() -> None:
     ]
     assert section(Report("model"), [held, found]).section()["claims"] == {}
     assert "FAILED" in section(Report("model"), [held, also, missed]).section()["claims"]["moves"]
+
+
+def test_every_rule_has_its_sentence() -> None:
+    assert {rule for _, rule in _ALL_RULES} <= SENTENCES.keys()
+    assert not RULES_IN_WORDS.keys() & (STATED.keys() | ADDED.keys())
 
 
 def test_every_model_stands_at_a_claim() -> None:

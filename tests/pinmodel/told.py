@@ -22,7 +22,8 @@ MODELS: dict[str, tuple[str, ...]] = {
     "moves": ("moves", "records"),
 }
 """Which models each claim of the report leans on."""
-_SENTENCES = {**RULES, **STATED, **ADDED}
+SENTENCES = {**RULES, **STATED, **ADDED}
+"""What each rule says."""
 
 
 def section(report: Report, searched: Searched) -> Report:
@@ -43,7 +44,7 @@ def section(report: Report, searched: Searched) -> Report:
         {
             "model": check.model,
             "rule": check.mutant,
-            "says": _SENTENCES[check.mutant],
+            "says": SENTENCES[check.mutant],
             "configuration": check.configuration,
             "found": outcome.broken or "**not found**",
             "in steps": len(outcome.trace),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from proof_report import CLAIMS, Report
+from proof_rules import rule_of
 from sim.campaign import play
-from sim.mutants import MUTANTS, NOT_EXPRESSED
+from sim.mutants import MUTANTS, NOT_EXPRESSED, NOT_FOUND
 from sim.told import RULES, Found, Tally, rules_section, section
 
 
@@ -52,3 +53,7 @@ def test_every_rule_stands_at_one_claim() -> None:
     assert sorted(rules) == sorted(MUTANTS)
     assert RULES.keys() <= CLAIMS.keys()
     assert not NOT_EXPRESSED.keys() & set(rules)
+
+
+def test_every_rule_has_its_sentence() -> None:
+    assert all(map(rule_of, [*MUTANTS, *NOT_EXPRESSED, *NOT_FOUND]))
