@@ -102,7 +102,7 @@ class PolicyFeed:
         self._known: dict[Shard, _Held] = {}
         self._claims: dict[TenantId, Claims] = {}
         self._opened: dict[TenantId, set[KeyId]] = {}
-        self._newest: dict[TenantId, Revision] = {}
+        self._newest: dict[TenantId, tuple[int, Revision]] = {}
         # What the watch tells, a load and a read of one shard are taken in one after the other.
         self._order = asyncio.Lock()
         self._torn: set[Shard] = set()
@@ -382,9 +382,9 @@ class PolicyFeed:
 
     def _put_tenant(self, policy: TenantPolicy) -> None:
         """A tenant's policy. An older one than was seen never counts: somebody put it back, or the store went back."""
-        if policy.revision < self._newest.get(policy.tenant, 0):
+        if policy.place < self._newest.get(policy.tenant, policy.place):
             raise RecordError(Fault.OLDER)
-        self._newest[policy.tenant] = policy.revision
+        self._newest[policy.tenant] = policy.place
         self._book.put_tenant(policy)
 
     def _drop_all_but(self, seen: Mapping[Shard, _Held]) -> None:

@@ -60,6 +60,11 @@ class TenantPolicy:
         """What its authority is granted by."""
         return shard_of(self.home, self.tenant)
 
+    @property
+    def place(self) -> tuple[int, Revision]:
+        """Where in the order of the tenant's policies it is: no home can be behind one that it has left."""
+        return self.moves, self.revision
+
     def span_s(self, place: Jurisdiction) -> float:
         """For how long a grant is good in a jurisdiction, or for sending there."""
         return self.authority.home_s if place == self.home_jurisdiction else self.authority.foreign_s
@@ -94,7 +99,7 @@ class PolicyBook:
         self.watcher: PolicyWatcher | None = None
         self._tenants: dict[TenantId, TenantPolicy] = {}
         self._keys: dict[KeyId, TenantKey] = {}
-        self._floors: dict[TenantId, Revision] = {}
+        self._floors: dict[TenantId, tuple[int, Revision]] = {}
         self.loaded = False
         """Whether the whole was read at least once: until then nobody can be told apart from nobody."""
 
@@ -116,11 +121,11 @@ class PolicyBook:
 
     def put_tenant(self, policy: TenantPolicy) -> None:
         """Replaces a tenant's policy, unless a newer one is here."""
-        if policy.revision >= self._floors.get(policy.tenant, 0):
+        if policy.place >= self._floors.get(policy.tenant, policy.place):
             before = self._tenants.get(policy.tenant)
             if before is not None and self.watcher is not None and before != policy:
                 self.watcher.tenant_changes(before, policy)
-            self._floors[policy.tenant] = policy.revision
+            self._floors[policy.tenant] = policy.place
             self._tenants[policy.tenant] = policy
 
     def put_key(self, key: TenantKey) -> None:

@@ -6,68 +6,11 @@ from pathlib import Path
 
 import pytest
 from etcd_lab import running_etcd
-from memory_store import MemoryStore
-from trust_lab import Notebook, changes_in, trust_in
+from move_lab import BOTH, K1, K2, SG, VN, A, B, Homes, in_memory
 
-from mesh.control.changes import Changes
-from mesh.control.feed import PolicyFeed
-from mesh.control.store import Store
 from mesh.errors import Code, MeshError
-from mesh.policy.bundle import PolicyBook, Spans
-from mesh.runtime import SystemClock
-from mesh.types import Jurisdiction, KeyId, RegionId, Role, TenantId, TenantState, Transfer
-
-A, B, C = RegionId("vn-1"), RegionId("sg-1"), RegionId("vn-10")
-VN, SG, JP = Jurisdiction("VN"), Jurisdiction("SG"), Jurisdiction("JP")
-BOTH = frozenset({VN, SG})
-CLOCK = SystemClock()
-K1, K2 = KeyId("K" * 12), KeyId("L" * 12)
-
-
-class Homes:
-    """The admins of three homes, on stores of one cluster, each with its ledger."""
-
-    def __init__(self, stores: dict[RegionId, Store]) -> None:
-        self.stores = stores
-        self.ledgers = {home: Notebook() for home in stores}
-        self.admins: dict[RegionId, Changes] = {}
-        for home in stores:
-            self.restart(home)
-        self.tenant = TenantId("")
-
-    def restart(self, home: RegionId) -> Changes:
-        """Another process, of the same ledger."""
-        self.admins[home] = changes_in(self.stores[home], home, CLOCK, journal=self.ledgers[home])
-        return self.admins[home]
-
-    async def begin(self, *, keys: int = 1) -> Homes:
-        made = await self.admins[A].create_tenant(bytes(16), BOTH, Transfer.NEVER)
-        self.tenant = made.tenant.policy.tenant
-        for key_id in (K1, K2)[:keys]:
-            await self.admins[A].create_key(self.tenant, key_id, f"sha256${key_id}")
-        return self
-
-    async def move(self, old: RegionId, new: RegionId) -> None:
-        await self.admins[new].moves.prepare(self.tenant, old)
-        await self.admins[old].moves.leave(self.tenant, new)
-        await self.admins[new].moves.finish(self.tenant)
-
-    async def book(self, store: Store | None = None) -> PolicyBook:
-        """What a gateway that starts now reads."""
-        book = PolicyBook()
-        feed = PolicyFeed(store or self.stores[A], book, CLOCK, trust_in())
-        await feed._load()
-        assert not feed.invalid, "nothing of a move is an alarm"
-        return book
-
-    async def home(self) -> RegionId | None:
-        policy = (await self.book()).tenant(self.tenant)
-        return None if policy is None else policy.home
-
-
-def in_memory() -> Homes:
-    store = MemoryStore()
-    return Homes(dict.fromkeys((A, B, C), store))
+from mesh.policy.bundle import Spans
+from mesh.types import Role, TenantState, Transfer
 
 
 async def refused(work: object) -> MeshError:
@@ -127,7 +70,7 @@ async def the_story_of_a_move(homes: Homes) -> None:
 
 
 async def test_the_story_of_a_move() -> None:
-    await the_story_of_a_move(await in_memory().begin())
+    await the_story_of_a_move(await in_memory()[0].begin())
 
 
 async def test_the_story_of_a_move_on_etcd_with_each_admins_own_rights(tmp_path: Path) -> None:
