@@ -13,7 +13,7 @@ from leaks import crossing, said
 from leaks.parts import Parts
 from leaks.traffic import DETECTORS
 
-LEGS, FILES, METRICS, ANSWERS, VOLUME = DETECTORS
+LEGS, FILES, METRICS, ANSWERS, VOLUME, UNREAD = DETECTORS
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ IN_PROCESS: Mapping[str, Leak] = {
     "a stale copy of the policy": Leak(LEGS, crossing.StalePolicy),
     "a retry goes to whatever region answers": Leak(LEGS, crossing.sends_by(crossing.TriesAnywhere)),
     "a packed copy of each call for comparison": Leak(LEGS, crossing.sends_by(crossing.Mirrors)),
+    "the same, packed as nobody here can read": Leak(
+        UNREAD, crossing.sends_by(crossing.MirrorsUnread), everywhere=False
+    ),
     "another tenant's prompt in a hop's header, base64": Leak(LEGS, crossing.sends_by(crossing.Notes)),
     "a border message with an unknown field": Leak(LEGS, crossing.BorderField),
     "token ids in a border message": Leak(LEGS, crossing.BorderNumbers, everywhere=False),

@@ -51,7 +51,6 @@ class Found:
 
     hits: dict[str, list[Hit]] = field(default_factory=dict)
     looked: dict[str, int] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
     slope: Slope | None = None
 
     def languages(self, detector: str) -> set[str]:
@@ -165,15 +164,16 @@ class Traffic:
     def found(self) -> Found:
         """What the detectors find in all that crossed, was kept, was shown and was answered. After the mesh has ended."""
         found, mesh = Found(), self.mesh
-        crossed, kept, shown, answered = (found.hits.setdefault(name, []) for name in DETECTORS[:4])
+        crossed, kept, shown, answered, heavy, opaque = (found.hits.setdefault(name, []) for name in DETECTORS)
         all_legs = mesh.legs()
         files = list(files_below(mesh.folder / "home", set()))
-        found.looked = {DETECTORS[0]: len(all_legs), DETECTORS[1]: len(files), DETECTORS[2]: len(mesh.countries)}
+        looked = (len(all_legs), len(files), len(mesh.countries), len(self.said), len(self.points), len(all_legs))
+        found.looked = dict(zip(DETECTORS, looked, strict=True))
         for canaries in (self.inside, self.sent_on, self.after, self.others):
             hits, unread = search_legs(canaries, all_legs)
             allowed = OPEN if canaries is self.sent_on else frozenset[str]()
             crossed += [hit for hit in hits if hit.place not in allowed]
-            found.unread += unread
+            opaque += [Hit(place, "any", "packed") for place in unread]
             kept += search_each(canaries, files, mesh.folder)[0]
             for country, gateway in mesh.countries.items():
                 shown += canaries.search(f"metrics of {country}", gateway.metrics)
@@ -185,11 +185,9 @@ class Traffic:
             for said in self.said
             if not said.good and said.canary.shows_in(said.raw)
         ]
-        found.looked[DETECTORS[3]] = len(self.said)
         found.slope = slope(self.points)
-        heavy = max(abs(found.slope.low), abs(found.slope.high)) > VOLUME_WITHIN
-        found.hits[DETECTORS[4]] = [Hit("jp's door", "any", "bytes for each byte of a prompt")] if heavy else []
-        found.looked[DETECTORS[4]] = len(self.points)
+        if max(abs(found.slope.low), abs(found.slope.high)) > VOLUME_WITHIN:
+            heavy.append(Hit("jp's door", "any", "bytes for each byte of a prompt"))
         return found
 
 
@@ -199,6 +197,7 @@ DETECTORS = (
     "canaries in metrics",
     "canaries in answers",
     "volume by size of prompt",
+    "bytes on legs that nobody can read",
 )
 """By what the lab finds leaks; the code is the lab's (`border.canary`, `border.evidence`, `border.measure`)."""
 
