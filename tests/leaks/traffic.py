@@ -53,10 +53,6 @@ class Found:
     looked: dict[str, int] = field(default_factory=dict)
     slope: Slope | None = None
 
-    def languages(self, detector: str) -> set[str]:
-        """The scripts in which something was found."""
-        return {hit.language for hit in self.hits[detector]}
-
 
 class Traffic:
     """One run of it."""
