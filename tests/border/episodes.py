@@ -82,7 +82,7 @@ def episode(races: Races, report: Report, name: str) -> Generator[Episode]:
 
 
 def _note(one: Episode, report: Report, pins: Sequence[Pin], violations: Sequence[str]) -> None:
-    calls = [row for row in one.races.calls() if row["end"] >= one.began]
+    calls = [row for row in one.races.calls() if row["end"] >= one.began and row["door"] != "peer"]
     stayer = [row for row in calls if row["tenant"] == one.races.stayer.id]
     codes = Counter(row["code"] for row in calls if row["code"] in UNSERVED)
     row = report.path(f"removals: {one.name}")

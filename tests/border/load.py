@@ -2,10 +2,11 @@
 
     python -m border.load FILE        (in a namespace; one JSON object on stdin; ends with stdin)
 
-    {"ca", "lanes": [{"pause_s", "calls": [{"tenant", "key", "place", "address", "door": "http" | "grpc", "kind", "model", "tokens"}]}]}
+    {"ca", "pair"?, "lanes": [{"pause_s", "calls": [{"tenant", "key", "place", "address", "door", "name"?, "kind", "model", "tokens"}]}]}
 
-`kind`: "chat" answers at once, "stream" token by token, "embed" is an embedding. Each call is a line of FILE, see
-`border.promise`. Times are those of CLOCK_BOOTTIME, which all namespaces of a machine share. `sent` is read before the
+`door`: "http", "grpc", or "peer": then it is no client but a gateway that has stopped asking whether it may send on;
+`key` is the key's id there, `name` the server's, and `pair` the sender's certificate. `kind`: "chat" answers at once,
+"stream" token by token, "embed" is an embedding. Each call is a line of FILE, see `border.promise`. Times are those of CLOCK_BOOTTIME, which all namespaces of a machine share. `sent` is read before the
 first byte of the headers goes out, all others after what they tell of: so a lane that is late accuses nobody.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 import ssl
 import sys
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from border.calls import now_s
-from border.namespaces import GRPC, HTTP
+from border.namespaces import GRPC, HTTP, PEER
 
 from mesh.tls import prepare_process
 
@@ -48,20 +50,24 @@ Row = dict[str, Any]
 class Http:
     """One client at HTTP doors, a connection for each call."""
 
-    def __init__(self, ca: Path) -> None:
+    port = HTTP
+
+    def __init__(self, ca: Path, pair: Path | None = None) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.load_verify_locations(ca)
+        if pair is not None:
+            self.context.load_cert_chain(f"{pair}.pem", f"{pair}.key")
 
     def call(self, asked: Row, row: Row) -> None:
         """One call; `row` gets what is seen of it."""
         try:
-            plain = socket.create_connection((asked["address"], HTTP), timeout=CONNECT_S)
+            plain = socket.create_connection((asked["address"], self.port), timeout=CONNECT_S)
         except OSError:
             row.update(sent=now_s(), code="unreachable")
             return
         plain.settimeout(CALL_S)
         try:
-            with self.context.wrap_socket(plain, server_hostname=asked["address"]) as stream:
+            with self.context.wrap_socket(plain, server_hostname=asked.get("name", asked["address"])) as stream:
                 self._ask(stream, asked, row)
         except TimeoutError:
             row["code"] = "late"
@@ -97,6 +103,40 @@ class Http:
             row["code"] = error[1].decode()
         elif row.get("status") == 200 and (b"[DONE]" in held if asked["kind"] == "stream" else held.endswith(b"}")):
             row["code"] = "ok"
+
+
+class Peer(Http):
+    """A gateway of another country that sends parcels on, whatever is permitted."""
+
+    port = PEER
+
+    def _ask(self, stream: ssl.SSLSocket, asked: Row, row: Row) -> None:
+        data = json.dumps(_body(asked)).encode()
+        lines = [
+            "POST /v1/hop/chat HTTP/1.1",
+            f"Host: {asked['name']}",
+            "Connection: close",
+            "Content-Type: application/json",
+            f"Content-Length: {len(data)}",
+            f"mesh-request-id: r_{secrets.token_hex(12)}",
+            f"mesh-tenant: {asked['tenant']}",
+            f"mesh-key: {asked['key']}",
+            f"mesh-model: {asked['model']}",
+            "mesh-stream: 0",
+            f"mesh-timeout-ms: {int(CALL_S * 1000)}",
+        ]
+        row["sent"] = now_s()
+        stream.sendall("\r\n".join([*lines, "", ""]).encode() + data)
+        held, row["code"] = b"", "broken"
+        while piece := stream.recv(1 << 16):
+            held += piece
+        # Its frames: an error names its code, and where there is data a model has answered.
+        error = _CODE.search(held)
+        if error is not None:
+            row["code"] = error[1].decode()
+        elif b'"choices"' in held:
+            row.update(code="ok", served_in=asked["place"])
+            row["tokens"].append(now_s())
 
 
 class Grpc:
@@ -149,9 +189,8 @@ def _body(asked: Row) -> Row:
     return body | ({"stream": True} if asked["kind"] == "stream" else {})
 
 
-def lane(calls: list[Row], ca: Path, pause_s: float, write: Any, over: threading.Event) -> None:
+def lane(calls: list[Row], doors: dict[str, Http | Grpc], pause_s: float, write: Any, over: threading.Event) -> None:
     """One client: call after call, until it is over."""
-    doors = {"http": Http(ca), "grpc": Grpc(ca)}
     while True:
         for asked in calls:
             shown = {name: asked[name] for name in ("tenant", "place", "door", "kind", "model")}
@@ -173,6 +212,7 @@ def _or_all_end(client: Future[None]) -> None:
 
 def main() -> None:
     asked, over, lock = json.loads(sys.stdin.readline()), threading.Event(), threading.Lock()
+    ca = Path(asked["ca"])
     with Path(sys.argv[1]).open("a", buffering=1) as file:
 
         def write(row: Row) -> None:
@@ -181,7 +221,10 @@ def main() -> None:
 
         with ThreadPoolExecutor(len(asked["lanes"])) as pool:
             for one in asked["lanes"]:
-                client = pool.submit(lane, one["calls"], Path(asked["ca"]), one["pause_s"], write, over)
+                doors: dict[str, Http | Grpc] = {"http": Http(ca), "grpc": Grpc(ca)}
+                if "pair" in asked:
+                    doors["peer"] = Peer(ca, Path(asked["pair"]))
+                client = pool.submit(lane, one["calls"], doors, one["pause_s"], write, over)
                 client.add_done_callback(_or_all_end)
             sys.stdin.read()
             over.set()

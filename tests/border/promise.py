@@ -7,7 +7,8 @@ Each line is a JSON object; all times are seconds of one clock. Lines may come i
     {"do": "tenant", "tenant", "runs_in": [JURISDICTION]}          where it may run at all: a place without any is still
     {"do": "pin", "tenant", "removed": [...], "invoked", "returned": T | null, "outcome": "done" | CODE}
     {"do": "widen", "tenant", "given": [...], "invoked"}           from then on it may run there again
-    {"do": "call", "tenant", "place", "served_in": J | null, "sent", "tokens": [T], "end", "code"}     a client's
+    {"do": "call", "tenant", "place", "served_in": J | null, "door", "sent", "tokens": [T], "end", "code"}
+                                                                   a client's; by the door "peer" another place's
     {"do": "record", "tenant", "place", "door", "began", "ended", "tokens": N, "code"}                 a gateway's
     {"do": "busy", "place", "from", "to", "share"}                 of a core, by the processes that run models there
     {"do": "runs", "place", "at", "sequences": N}                  what a place says that it runs and has queued
@@ -155,11 +156,12 @@ def _call(line: Line, spans: Mapping[tuple[str, str], Sequence[Span]], verdict: 
             if not span.holds(judged_s):
                 verdict.counts["calls that cannot be judged"] += 1
                 continue
-            verdict.counts["calls sent after a return"] += 1
+            is_parcel = line["door"] == "peer"
+            verdict.counts["parcels sent after a return" if is_parcel else "calls sent after a return"] += 1
             admitted = bool(line["tokens"]) if served == place else line["code"] not in REFUSED
             if admitted:
                 verdict.violations.append(
-                    f"I1: {place} takes up a call of {line['tenant']} that was sent to {direct} "
+                    f"{'I3' if is_parcel else 'I1'}: {place} takes up a call of {line['tenant']} that was sent to {direct} "
                     f"{line['sent'] - span.since:.3f} s after the return: {line['code']}"
                 )
 

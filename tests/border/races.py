@@ -24,6 +24,8 @@ from border.promise import Verdict, judge
 
 from mesh.control.ops import new_op_id
 from mesh.runtime import SystemClock, SystemEntropy
+from mesh.tls import internal_name
+from mesh.types import RegionId, Role
 from mesh.v1 import admin_pb2, fleet_pb2
 
 Line = dict[str, Any]
@@ -36,6 +38,8 @@ WATCH_S = 2.0
 """How long the load tries to get in after a return."""
 TOKENS = 12
 PAUSE_S, STAYER_PAUSE_S = 0.1, 0.5
+SENDER = "vn"
+"""The country whose gateway's certificate sends parcels on without asking."""
 _AGAIN_S, _LOOK_S = 0.5, 0.25
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STATES = {
@@ -106,7 +110,7 @@ class Races:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(16)
         self._over = threading.Event()
-        self._load: subprocess.Popen[str] | None = None
+        self._loads: list[subprocess.Popen[str]] = []
         self._looker = threading.Thread(target=self._look, daemon=True)
         self._pids: dict[str, set[int]] = {}
         self._began_wall_ms = 0
@@ -116,31 +120,38 @@ class Races:
     # The load.
 
     def start(self) -> None:
-        """Clients begin to call."""
-        network = self.countries.network
+        """Clients begin to call, and gateways that ask nobody begin to send on."""
         self._began_wall_ms = int(time.time() * 1000)
         self._calls_file.touch()
-        with (network.folder / "load.log").open("ab") as words:
-            self._load = subprocess.Popen(
-                network.command("pub", [sys.executable, "-m", "border.load", str(self._calls_file)]),
+        pki = self.countries.home.pki
+        self._start("pub", {"ca": str(self.countries.doors_ca), "lanes": self._lanes()})
+        pair = pki / COUNTRIES[SENDER].region / "gateway"
+        self._start(SENDER, {"ca": str(pki / "mesh-ca.pem"), "pair": str(pair), "lanes": self._parcels()})
+        self._looker.start()
+
+    def _start(self, who: str, asked: Line) -> None:
+        network = self.countries.network
+        with (network.folder / f"load-{who}.log").open("ab") as words:
+            load = subprocess.Popen(
+                network.command(who, [sys.executable, "-m", "border.load", str(self._calls_file)]),
                 env=lab_environ(),
                 stdin=subprocess.PIPE,
                 stderr=words,
                 text=True,
                 start_new_session=True,
             )
-        assert self._load.stdin is not None
-        asked = {"ca": str(self.countries.doors_ca), "lanes": self._lanes()}
-        self._load.stdin.write(json.dumps(asked) + "\n")
-        self._load.stdin.flush()
-        self._looker.start()
+        self._loads.append(load)
+        assert load.stdin is not None
+        load.stdin.write(json.dumps(asked) + "\n")
+        load.stdin.flush()
 
     def close(self) -> None:
         """The clients end."""
         self._over.set()
-        if self._load is not None and self._load.stdin is not None:
-            self._load.stdin.close()
-            self._load.wait(60)
+        for load in self._loads:
+            assert load.stdin is not None
+            load.stdin.close()
+            load.wait(60)
         if self._looker.ident is not None:
             self._looker.join(60)
         self._pool.shutdown()
@@ -169,10 +180,22 @@ class Races:
             lanes.append({"pause_s": STAYER_PAUSE_S, "calls": calls})
         return lanes
 
+    def _parcels(self) -> list[Line]:
+        """What a gateway sends on that was stopped, or cut off, after it had asked whether it may; here it never asks."""
+        lanes: list[Line] = []
+        for racer in self.racers:
+            there = COUNTRIES[PLACES[racer.removed]]
+            asked = admin_pb2.ListKeysRequest(tenant=racer.tenant.id)
+            (keys,) = self.countries.admin(racer.home, "ListKeys", asked).parse(admin_pb2.ListKeysResponse)
+            call = {"tenant": racer.tenant.id, "key": keys.items[0].key_id, "place": racer.removed, "tokens": 1}
+            call |= {"address": there.border, "name": internal_name(Role.GATEWAY, RegionId(there.region))}
+            lanes.append({"pause_s": STAYER_PAUSE_S, "calls": [call | {"door": "peer", "kind": "chat", "model": CHAT}]})
+        return lanes
+
     def calls(self) -> list[Line]:
         """All calls that have ended."""
-        if not self._over.is_set() and (self._load is None or self._load.poll() is not None):
-            raise LabError("the load has ended: its words are in load.log")
+        if not self._over.is_set() and any(load.poll() is not None for load in self._loads):
+            raise LabError("the load has ended: its words are in load-*.log")
         with self._lock, self._calls_file.open("rb") as file:
             file.seek(self._read_to)
             data = file.read()
@@ -188,7 +211,13 @@ class Races:
         def served() -> float | None:
             first: dict[str, float] = {}
             for row in self.calls():
-                if row["code"] == "ok" and row["place"] == place and row["sent"] >= since and row["tenant"] in wanted:
+                if (
+                    row["code"] == "ok"
+                    and row["door"] != "peer"
+                    and row["place"] == place
+                    and row["sent"] >= since
+                    and row["tenant"] in wanted
+                ):
                     first[row["tenant"]] = min(row["end"], first.get(row["tenant"], row["end"]))
             return max(first.values()) if first.keys() >= wanted else None
 

@@ -19,6 +19,7 @@ WIDENED = 110.0
 
 def call(sent: float, code: str, *tokens: float, place: str = "SG", served_in: str | None = None, **more: Any) -> Line:
     row = {"do": "call", "tenant": "t", "place": place, "served_in": served_in, "sent": sent, "tokens": list(tokens)}
+    row |= {"door": "http"}
     return row | {"end": max([sent, *tokens]) + 0.01, "code": code} | more
 
 
@@ -37,6 +38,7 @@ GOOD: list[Line] = [
     call(101, "residency_refused"),
     call(101, "policy_stale"),
     call(101, "unreachable"),
+    call(101, "residency_refused", door="peer"),
     call(101, "model_not_found", place="VN"),
     call(101, "ok", 102, place="VN", served_in="VN"),
     call(109, "no_capacity", end=WIDENED + 1),  # it may have been admitted after that
@@ -70,6 +72,8 @@ LEAKS: dict[str, tuple[str, Line]] = {
     "recorded as admitted": ("I1", record(101, 102, "ok", 8)),
     "recorded as failed after it was admitted": ("I1", record(101, 102, "replica_failed")),
     "recorded with tokens": ("I1", record(101, 102, "residency_refused", 3)),
+    "a parcel that is taken up": ("I3", call(101, "ok", 102, served_in="SG", door="peer")),
+    "a parcel that is admitted": ("I3", call(101, "no_capacity", door="peer")),
     "sent before and taken up later": ("I3", record(101, 102, "ok", 8, door="peer")),
     "recorded until after the return": ("I2", record(99, 102, "ok", 8)),
     "a model computes": ("I2", {"do": "busy", "place": "SG", "from": 102.0, "to": 102.3, "share": BUSY * 2}),
@@ -82,6 +86,7 @@ def test_a_good_history_has_no_violation_and_was_looked_at() -> None:
     assert verdict.violations == []
     assert verdict.counts["promises"] == 1
     assert verdict.counts["calls sent after a return"] == 3
+    assert verdict.counts["parcels sent after a return"] == 1
     assert verdict.counts["http records that began after a return"] == 2
     assert verdict.counts["peer records that began after a return"] == 1
     assert verdict.counts["looks at a processor"] == 1
