@@ -107,10 +107,11 @@ class Report:
         return self.paths.setdefault(name, Way(name))
 
     def claim(self, name: str, seen: str, *, failed: bool = False) -> None:
-        """What this layer saw of a claim, one of `CLAIMS`; or that the claim, or the proof of it, failed here."""
+        """What this layer saw of a claim, one of `CLAIMS`; or that the claim, or the proof of it, failed: that stays."""
         if self.layer not in CLAIMS[name].rests_on:
             raise ValueError(f"the claim {name} does not rest on {self.layer}")
-        self.claims[name] = f"{_FAILED}: {seen}" if failed else seen
+        if failed or not self.claims.get(name, "").startswith(_FAILED):
+            self.claims[name] = f"{_FAILED}: {seen}" if failed else seen
 
     def section(self) -> dict[str, Any]:
         """As it stands in the JSON."""

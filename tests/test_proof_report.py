@@ -80,6 +80,7 @@ def test_a_claim_is_shown_failed_or_not_shown() -> None:
     model, lab = Report("model"), Report("lab")
     model.claim("I1", "every state")
     lab.claim("I1", "a call came through", failed=True)
+    lab.claim("I1", "all is well")
     whole = {"model": model.section(), "lab": lab.section()}
     assert f"**I1. {CLAIMS['I1'].sentence}**" in render(whole)
     assert "- model: every state\n- simulation: not shown\n" in render(whole)

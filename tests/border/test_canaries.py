@@ -250,6 +250,9 @@ def assert_nothing_found(countries: Countries, tenants: Mapping[str, Tenant], wa
         "bytes that crossed unread": 0,
         "found where none may be": len(hits),
     }
+    if hits:
+        for name in ("content", "kept"):
+            report.claim(name, f"content was found in {len(hits)} places", failed=True)
     assert hits == []
     report.claim(
         "content",

@@ -159,5 +159,5 @@ def test_each_leak_was_found(report: Report) -> None:
     found = {row["leak"] for name in (PLANTED, SIMULATED) for row in report.facts.get(name, [])}
     wanted = {*IN_PROCESS, *ALONE, *IN_SIMULATION}
     assert len(wanted) >= 15
-    if found == wanted and CLEAN in report.facts and "seen" not in report.claims:
+    if found == wanted and CLEAN in report.facts:
         report.claim("seen", f"{len(found)} leaks, each found; without them the same calls show nothing")
