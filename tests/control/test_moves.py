@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 from etcd_lab import running_etcd
-from move_lab import BOTH, K1, K2, SG, VN, A, B, Homes, in_memory
+from move_lab import BOTH, CLOCK, K1, K2, SG, VN, A, B, C, Homes, in_memory
+from trust_lab import changes_in, trust_in
 
+from mesh.control import layout
+from mesh.control.ops import new_op_id
+from mesh.control.records import TenantRecord, decode_tenant
+from mesh.control.store import Put
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import Spans
-from mesh.types import Role, TenantState, Transfer
+from mesh.runtime import SystemEntropy
+from mesh.types import KeyId, RegionId, Role, TenantId, TenantState, Transfer
+from mesh.v1 import control_pb2 as pb
 
 
 async def refused(work: object) -> MeshError:
@@ -77,3 +84,212 @@ async def test_the_story_of_a_move_on_etcd_with_each_admins_own_rights(tmp_path:
     async with running_etcd(tmp_path, (A, B)) as lab:
         homes = Homes({home: await lab.store(home, Role.ADMIN) for home in (A, B)})
         await the_story_of_a_move(await homes.begin())
+
+
+async def test_a_tenant_moves_back_and_on_and_takes_its_keys_along() -> None:
+    homes, _ = in_memory()
+    await homes.begin(keys=2)
+    path = [(A, B), (B, A), (A, C), (C, A), (A, B)]
+    for number, (old, new) in enumerate(path, 1):
+        await homes.move(old, new)
+        book = await homes.book()
+        policy = book.tenant(homes.tenant)
+        assert policy is not None
+        assert (policy.home, policy.moves) == (new, number)
+        assert {key.key_id: key.revoked for key in book.all_keys()} == {K1: False, K2: number > 2}
+        for home, admin in homes.admins.items():
+            assert [record.policy.tenant for record in await admin.tenants()] == [homes.tenant] * (home == new)
+        if number == 2:
+            await homes.admins[A].revoke_key(K2)
+    record = await homes.admins[B].tenant(homes.tenant)
+    assert [(one.home, one.new_home) for one in record.chain] == path
+    assert [key.key.revoked for key in await homes.admins[B].keys(homes.tenant)] == [False, True]
+
+
+async def test_a_suspended_tenant_moves_and_stays_suspended() -> None:
+    homes, _ = in_memory()
+    await homes.begin()
+    await homes.admins[A].set_state(homes.tenant, TenantState.SUSPENDED)
+    await homes.move(A, B)
+    assert (await homes.admins[B].tenant(homes.tenant)).policy.state is TenantState.SUSPENDED
+    resumed = await homes.admins[B].set_state(homes.tenant, TenantState.ACTIVE)
+    assert (await homes.book()).tenant(homes.tenant) == resumed.tenant.policy
+
+
+async def test_what_changes_after_the_new_home_is_ready_keeps_the_old_one_from_leaving() -> None:
+    homes, _ = in_memory()
+    await homes.begin()
+    a, b, tenant = homes.admins[A], homes.admins[B], homes.tenant
+    for change in (
+        lambda: a.revoke_key(K1),
+        lambda: a.create_key(tenant, K2, "sha256$1"),
+        lambda: a.set_transfer(tenant, Transfer.WITHIN_ALLOWED),
+    ):
+        await b.moves.prepare(tenant, A)
+        await change()
+        assert (await refused(a.moves.leave(tenant, B))).code is Code.MOVE_UNFINISHED
+        assert await homes.home() == A
+    await b.moves.prepare(tenant, A)
+    await a.moves.leave(tenant, B)
+    keys = {key.key.key_id: key.key.revoked for key in await b.keys(tenant)}
+    assert keys == {K1: True, K2: False}, "a key that was revoked meanwhile does not come back"
+
+
+async def test_leaving_needs_what_the_new_home_has_put_to_stand_still() -> None:
+    """Between the old home's look and its transaction the new home puts another record: nothing is said."""
+    homes, store = in_memory()
+    await homes.begin()
+    a, b, tenant = homes.admins[A], homes.admins[B], homes.tenant
+    await b.moves.prepare(tenant, A)
+    at = layout.policy_key(B, tenant)
+    looked: list[int] = []
+
+    def once() -> None:
+        if not looked:
+            looked.append(store.revision)
+            item = store.value(at)
+            assert item is not None
+            store.revision += 1
+            store._states.append(dict(store._states[-1]))
+            store._write(Put(at, item.value))  # the same again, and yet not what was looked at
+
+    store.before_txn, signed = once, homes.ledgers[A].count
+    left = await a.moves.leave(tenant, B)
+    assert left.changed
+    assert homes.ledgers[A].count - signed == 2, "signed twice"
+    assert len(homes.ledgers[A].moves) == 1, "what surely was not said is not kept"
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+async def test_a_lost_answer_makes_no_second_statement(lost: int) -> None:
+    homes, store = in_memory()
+    await homes.begin()
+    await homes.admins[B].moves.prepare(homes.tenant, A)
+    store.lose_answers = lost
+    left = await homes.admins[A].moves.leave(homes.tenant, B)
+    assert left.changed
+    record = (await homes.admins[B].moves.finish(homes.tenant))[1]
+    assert len(record.chain) == 1
+    assert await homes.home() == B
+
+
+async def test_once_a_last_word_was_signed_nothing_else_is() -> None:
+    """Its transaction never arrives, as far as anybody knows; the admin dies. Only the same may be said again."""
+    homes, store = in_memory()
+    await homes.begin()
+    tenant, ledger = homes.tenant, homes.ledgers[A]
+    await homes.admins[B].moves.prepare(tenant, A)
+    stood = store.revision
+
+    def cut() -> None:
+        store.down = True
+
+    store.before_txn = cut
+    assert (await refused(homes.admins[A].moves.leave(tenant, B))).code is Code.POLICY_STORE_UNAVAILABLE
+    store.down, store.before_txn = False, lambda: None
+    assert store.revision == stood, "it never did arrive"
+    words = [ledger.rows[number][1] for number, last in ledger.moves.items() if last]
+    assert words
+    assert set(words) == {words[0]}, "tried again, with the very same words"
+    a = homes.restart(A)
+    for work in (
+        a.set_allowed(tenant, frozenset({VN})),
+        a.create_key(tenant, K2, "sha256$1"),
+        a.set_state(tenant, TenantState.SUSPENDED),
+    ):
+        assert (await refused(work)).code is Code.MOVE_UNFINISHED
+    await homes.admins[C].moves.prepare(tenant, A)
+    assert (await refused(a.moves.leave(tenant, C))).code is Code.MOVE_UNFINISHED, "it may be on its way to B"
+    assert await homes.home() == A
+    await a.moves.leave(tenant, B)
+    record = (await homes.admins[B].moves.finish(tenant))[1]
+    assert decode(A, words[0]).chain == record.chain, "what was signed first"
+
+
+async def test_a_last_word_that_can_never_be_made_is_forgotten() -> None:
+    """It was signed, and a change that was on its way overtook it: the old home goes on, and may leave again."""
+    homes, store = in_memory()
+    await homes.begin()
+    tenant = homes.tenant
+    await homes.admins[B].moves.prepare(tenant, A)
+
+    def cut() -> None:
+        store.down = True
+
+    store.before_txn = cut
+    await refused(homes.admins[A].moves.leave(tenant, B))
+    store.down, store.before_txn = False, lambda: None
+    late = changes_in(store, A, CLOCK)  # as if it had been sent before
+    await late.set_transfer(tenant, Transfer.WITHIN_ALLOWED)
+    a = homes.restart(A)
+    await homes.admins[B].moves.prepare(tenant, A)
+    left = await a.moves.leave(tenant, B)
+    assert left.changed
+    assert (await homes.admins[B].moves.finish(tenant))[1].policy.transfer is Transfer.WITHIN_ALLOWED
+
+
+async def test_many_keys_are_taken_over_in_several_transactions_and_again_after_a_fault() -> None:
+    homes, store = in_memory()
+    await homes.begin(keys=0)
+    tenant = homes.tenant
+    ids = [KeyId(f"{number:0>12}") for number in range(120)]
+    for key_id in ids:
+        await homes.admins[A].create_key(tenant, key_id, "sha256$1")
+    puts = 0
+
+    def fail_the_second() -> None:
+        nonlocal puts
+        puts += 1
+        store.down = puts == 2
+
+    store.before_txn = fail_the_second
+    assert (await refused(homes.admins[B].moves.prepare(tenant, A))).code is Code.POLICY_STORE_UNAVAILABLE
+    store.down, store.before_txn = False, lambda: None
+    assert (await refused(homes.admins[A].moves.leave(tenant, B))).code is Code.MOVE_UNFINISHED, "not all keys"
+    await homes.admins[B].moves.prepare(tenant, A)
+    stood = store.revision
+    await homes.admins[B].moves.prepare(tenant, A)
+    assert store.revision == stood, "nothing is put twice"
+    await homes.admins[A].moves.leave(tenant, B)
+    assert {key.key_id for key in (await homes.book()).all_keys()} == set(ids)
+
+
+async def test_what_cannot_be_moved() -> None:
+    homes, _ = in_memory()
+    await homes.begin()
+    a, b, tenant = homes.admins[A], homes.admins[B], homes.tenant
+    assert (await refused(a.moves.prepare(tenant, A))).code is Code.INVALID_PARAMETER
+    assert (await refused(a.moves.leave(tenant, A))).code is Code.INVALID_PARAMETER
+    assert (await refused(a.moves.leave(tenant, RegionId("mars-1")))).code is Code.UNKNOWN_REGION
+    assert (await refused(b.moves.prepare(TenantId("t_" + "a" * 16), A))).code is Code.TENANT_NOT_FOUND
+    assert (await refused(b.moves.finish(tenant))).code is Code.TENANT_NOT_FOUND
+    assert (await refused(a.moves.finish(tenant))).code is Code.INVALID_PARAMETER
+    await a.set_allowed(tenant, frozenset({VN}))
+    assert (await refused(b.moves.prepare(tenant, A))).code is Code.HOME_OUTSIDE_PIN
+    assert (await refused(a.moves.leave(tenant, B))).code is Code.HOME_OUTSIDE_PIN
+    await homes.move(A, C)
+    assert (await refused(b.moves.prepare(tenant, A))).code is Code.TENANT_NOT_FOUND, "it is no longer there"
+    assert (await refused(a.moves.leave(tenant, B))).code is Code.TENANT_NOT_FOUND
+
+
+async def test_asked_again_a_move_that_was_made_is_waited_for_again() -> None:
+    homes, _ = in_memory()
+    await homes.begin()
+    op_id = new_op_id(CLOCK, SystemEntropy())
+    await homes.admins[B].moves.prepare(homes.tenant, A)
+    left = await homes.admins[A].moves.leave(homes.tenant, B, op_id)
+    again = await homes.admins[A].moves.leave(homes.tenant, B, op_id)
+    assert (again.resumed, again.revision, again.shrink) == (True, left.revision, left.shrink)
+    other = await homes.admins[A].moves.leave(homes.tenant, B)
+    assert (other.changed, other.shrink) == (False, left.shrink)
+    await homes.admins[B].moves.prepare(homes.tenant, A)  # after the fact: nothing to do
+    await homes.admins[B].moves.finish(homes.tenant)
+    await homes.admins[B].moves.finish(homes.tenant)
+    assert len((await homes.admins[B].tenant(homes.tenant)).chain) == 1
+
+
+def decode(home: RegionId, value: bytes) -> TenantRecord:
+    wire = pb.PolicyRecord.FromString(value)
+    at = layout.parse(layout.policy_key(home, TenantId(wire.tenant)))
+    assert isinstance(at, layout.PolicyKey)
+    return decode_tenant(at, value, trust_in())
