@@ -1,0 +1,194 @@
+"""The control store goes back while a tenant moves, or after: homes publish again from their ledgers what they signed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from memory_store import MemoryStore
+from move_lab import BOTH, CLOCK, K1, K2, SG, VN, A, B
+from trust_lab import Notebook, signer_of, trust_in
+
+from mesh.control import layout
+from mesh.control.changes import Changes
+from mesh.control.epoch import EpochStart
+from mesh.control.feed import PolicyFeed
+from mesh.control.history import StoreHistory
+from mesh.control.records import Fault
+from mesh.control.recovery import Recovered, Recovery
+from mesh.errors import Code, MeshError
+from mesh.policy.bundle import PolicyBook, TenantPolicy
+from mesh.runtime import SystemEntropy
+from mesh.types import RegionId, TenantId, TenantState, Transfer
+
+HOMES = (A, B)
+
+
+class Epoch:
+    """Both homes' admins in one control epoch, with ledgers that outlive it."""
+
+    def __init__(self, store: MemoryStore, ledgers: dict[RegionId, Notebook], epoch: int = 1) -> None:
+        self.store, self.ledgers, self.epoch, self.trust = store, ledgers, epoch, trust_in(epoch=epoch)
+        self.admins: dict[RegionId, Changes] = {}
+        self.recoveries: dict[RegionId, Recovery] = {}
+        for home in HOMES:
+            history = StoreHistory()
+            self.admins[home] = Changes(
+                store, home, CLOCK, SystemEntropy(), signer_of(home), self.trust, ledgers[home], history
+            )
+            self.recoveries[home] = Recovery(
+                store=store,
+                home=home,
+                signer=signer_of(home),
+                trust=self.trust,
+                memory=ledgers[home],
+                history=history,
+                start=EpochStart(self.trust),
+                clock=CLOCK,
+                entropy=SystemEntropy(),
+            )
+
+    async def recover(self, home: RegionId) -> Recovered:
+        return [state async for state in self.recoveries[home].recover()][-1]
+
+    async def read(self, tenant: TenantId) -> tuple[TenantPolicy | None, PolicyBook, dict[Fault, int]]:
+        book = PolicyBook()
+        feed = PolicyFeed(self.store, book, CLOCK, self.trust)
+        await feed._load()
+        return book.tenant(tenant), book, dict(feed.invalid)
+
+
+async def begun() -> tuple[Epoch, TenantId]:
+    world = Epoch(MemoryStore(), {home: Notebook() for home in HOMES})
+    made = await world.admins[A].create_tenant(bytes(16), BOTH, Transfer.NEVER)
+    tenant = made.tenant.policy.tenant
+    await world.admins[A].create_key(tenant, K1, "sha256$1")
+    return world, tenant
+
+
+async def moved(world: Epoch, tenant: TenantId, *, finished: bool = True, old: RegionId = A, new: RegionId = B) -> None:
+    await world.admins[new].moves.prepare(tenant, old)
+    await world.admins[old].moves.leave(tenant, new)
+    if finished:
+        await world.admins[new].moves.finish(tenant)
+
+
+@pytest.mark.parametrize("order", [(A, B), (B, A)])
+@pytest.mark.parametrize("finished", [True, False])
+async def test_a_move_that_a_restore_lost_is_published_again(order: tuple[RegionId, RegionId], finished: bool) -> None:
+    world, tenant = await begun()
+    backup = world.store.revision
+    await moved(world, tenant, finished=finished)
+    if finished:
+        await world.admins[B].set_allowed(tenant, frozenset({SG}))
+        await world.admins[B].revoke_key(K1)
+        await world.admins[B].create_key(tenant, K2, "sha256$2")
+    before, _, _ = await world.read(tenant)
+    world.store.restore(backup)
+    for home in HOMES:
+        seen = Epoch(world.store, world.ledgers)
+        await seen.recoveries[home].compare()
+        refused = pytest.raises(MeshError)
+        with refused as caught:
+            await seen.admins[home].set_state(tenant, TenantState.SUSPENDED)
+        assert caught.value.code is Code.POLICY_STORE_UNAVAILABLE, "each home sees by its ledger what is gone"
+    new = Epoch(world.store, world.ledgers, epoch=2)
+    policy, _, _ = await new.read(tenant)
+    assert policy is None
+    for home in order:
+        done = await new.recover(home)
+        assert (done.tenants, done.narrowed, done.unknown) == (1, (), ())
+        policy, _, _ = await new.read(tenant)
+        assert policy is None or policy.home == B, "never by what was before the move"
+    policy, book, faults = await new.read(tenant)
+    assert policy == before
+    assert {key.key_id: key.revoked for key in book.all_keys()} == ({K1: True, K2: False} if finished else {K1: False})
+    assert faults == {}, "what the old home had is no alarm"
+    for home in order:
+        assert (await new.recover(home)).published == 0, "nothing is left to do"
+    with pytest.raises(MeshError) as caught:
+        await new.admins[A].set_state(tenant, TenantState.SUSPENDED)
+    assert caught.value.code is Code.TENANT_NOT_FOUND
+    with pytest.raises(MeshError) as caught:
+        await world.ledgers[A].signed(layout.policy_key(A, tenant), b"", 2, policy.revision)
+    assert caught.value.code is Code.MOVE_UNFINISHED, "it signs nothing in this epoch either"
+    await moved(new, tenant, old=B, new=A) if VN in policy.allowed else await new.admins[B].set_allowed(tenant, BOTH)
+    policy, _, _ = await new.read(tenant)
+    assert policy is not None
+    assert policy.moves == (1 if finished else 2)
+
+
+async def test_a_last_word_of_which_nobody_knows_whether_it_was_made_is_published() -> None:
+    """Somebody may go by it already: the old home must not contradict itself."""
+    world, tenant = await begun()
+    await world.admins[B].moves.prepare(tenant, A)
+
+    def cut() -> None:
+        world.store.down = True
+
+    world.store.before_txn = cut
+    with pytest.raises(MeshError):
+        await world.admins[A].moves.leave(tenant, B)
+    world.store.down, world.store.before_txn = False, lambda: None
+    new = Epoch(world.store, world.ledgers, epoch=2)
+    for home in HOMES:
+        done = await new.recover(home)
+        assert done.unknown == ()
+    policy, book, _ = await new.read(tenant)
+    assert policy is not None
+    assert (policy.home, policy.moves) == (B, 1)
+    assert [key.key_id for key in book.all_keys()] == [K1]
+
+
+async def test_where_the_tenant_may_have_been_narrowed_instead_nothing_is_published() -> None:
+    """Two answers were lost, of a removal and of a move that was made ready without it: one of them was made."""
+    world, tenant = await begun()
+    await world.admins[B].moves.prepare(tenant, A)
+
+    def cut() -> None:
+        world.store.down = True
+
+    world.store.before_txn = cut
+    with pytest.raises(MeshError):
+        await world.admins[A].set_state(tenant, TenantState.SUSPENDED)
+    world.store.down, world.store.before_txn = False, lambda: None
+    world.store.before_txn = cut
+    with pytest.raises(MeshError):
+        await world.admins[A].moves.leave(tenant, B)
+    world.store.down, world.store.before_txn = False, lambda: None
+    new = Epoch(world.store, world.ledgers, epoch=2)
+    assert (await new.recover(A)).unknown == (tenant,)
+    await new.recover(B)
+    assert (await new.read(tenant))[0] is None
+
+
+async def test_a_tenant_that_came_back_is_published_by_the_home_that_it_came_back_to() -> None:
+    world, tenant = await begun()
+    await moved(world, tenant)
+    backup = world.store.revision
+    await moved(world, tenant, old=B, new=A)
+    await world.admins[A].revoke_key(K1)
+    before, _, _ = await world.read(tenant)
+    world.store.restore(backup)
+    new = Epoch(world.store, world.ledgers, epoch=2)
+    for home in (B, A):
+        await new.recover(home)
+    policy, book, faults = await new.read(tenant)
+    assert (policy, faults) == (before, {})
+    assert [key.revoked for key in book.all_keys()] == [True]
+
+
+async def test_what_the_new_home_had_ready_and_lost_is_made_again_from_the_last_word() -> None:
+    world, tenant = await begun()
+    await moved(world, tenant, finished=False)
+    before, _, _ = await world.read(tenant)
+    new = Epoch(world.store, {A: world.ledgers[A], B: Notebook()}, epoch=2)
+    await new.recover(A)
+    await new.recover(B)
+    assert (await new.read(tenant))[0] is None
+    # Its ledger is gone, and so is what lies in the store of another epoch; people have to take that away.
+    del world.store._states[-1][layout.policy_key(B, tenant)]
+    await new.admins[B].moves.prepare(tenant, A)
+    policy, _, _ = await new.read(tenant)
+    assert policy == before
+    assert replace(policy, home=A) != policy
