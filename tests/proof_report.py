@@ -174,11 +174,11 @@ def _shown(whole: Mapping[str, Any], layer: str, name: str) -> str:
 
 def _verdict(whole: Mapping[str, Any], name: str) -> str:
     """One line: which layers showed a claim, which did not, and where it failed."""
-    told = {"Shown by": list[str](), "Not shown by": list[str](), "FAILED in": list[str]()}
+    told = {"FAILED in": list[str](), "Shown by": list[str](), "Not shown by": list[str]()}
     for layer in CLAIMS[name].rests_on:
         seen = _shown(whole, layer, name)
         told["FAILED in" if seen.startswith(_FAILED) else "Not shown by" if seen == _NOT else "Shown by"].append(layer)
-    return " ".join(f"{words} {', '.join(layers)}." for words, layers in reversed(told.items()) if layers)
+    return " ".join(f"{words} {', '.join(layers)}." for words, layers in told.items() if layers)
 
 
 def _each(whole: Mapping[str, Any], part: str) -> list[tuple[str, Any]]:

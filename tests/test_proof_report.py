@@ -85,7 +85,7 @@ def test_a_claim_is_shown_failed_or_not_shown() -> None:
     assert f"**I1. {CLAIMS['I1'].sentence}**" in render(whole)
     assert "- model: every state\n- simulation: not shown\n" in render(whole)
     assert "- lab: **FAILED**: a call came through\n" in render(whole)
-    assert "FAILED in lab. Not shown by simulation, rules left out. Shown by model." in short(whole)
+    assert "FAILED in lab. Shown by model. Not shown by simulation, rules left out." in short(whole)
 
 
 def test_a_layer_says_only_what_rests_on_it() -> None:
