@@ -37,11 +37,15 @@ class Admin(AdminServicer):
     tenants: dict[str, pb.Tenant] = field(default_factory=dict)
     keys: dict[str, pb.Key] = field(default_factory=dict)
     calls: list[tuple[str, object]] = field(default_factory=list)
+    ready: dict[str, pb.Tenant] = field(default_factory=dict)  # that may come here
     refuse: MeshError | None = None
     epoch: int = 1
     went_back: bool = False
     narrowed: tuple[str, ...] = ()
     recovering_ms: int = 0  # how long changes wait since a recovery
+    on_prepared: Callable[[], None] = lambda: None
+    on_left: Callable[[], None] = lambda: None
+    unready: int = 0  # how often a tenant was changed before it could leave
     breaks_off: bool = False  # whether the next change's stream ends before it is done
 
     def _enter(self, context: grpc.ServicerContext, method: str, request: object) -> None:
@@ -114,6 +118,29 @@ class Admin(AdminServicer):
         tenant = self._tenant(context, request.tenant)
         tenant.transfer = request.transfer
         yield from self._progress(request.patience, tenant=tenant)
+
+    def PrepareMove(self, request, context):
+        self._enter(context, "PrepareMove", request)
+        self.on_prepared()
+        self.ready[request.tenant] = pb.Tenant(
+            tenant=request.tenant, name=request.name, home=self.region, allowed=["SG", "VN"], state="active", revision=2
+        )
+        return self.ready[request.tenant]
+
+    def LeaveHome(self, request, context):
+        self._enter(context, "LeaveHome", request)
+        if self.unready:
+            self.unready -= 1
+            self._abort(context, MeshError(Code.MOVE_UNFINISHED))
+        self._tenant(context, request.tenant)
+        del self.tenants[request.tenant]
+        self.on_left()
+        return pb.LeaveHomeResponse(op_id=request.op_id, revision=2)
+
+    def FinishMove(self, request, context):
+        self._enter(context, "FinishMove", request)
+        self.tenants.update(self.ready)
+        yield from self._progress(request.patience, tenant=self._tenant(context, request.tenant))
 
     def _progress(self, patience: pb.Patience, **what: object) -> Generator[pb.ShrinkProgress]:
         """Committed, then waiting for one of two gateways, then done."""
