@@ -154,7 +154,7 @@ def rules_section(report: Report, firsts: Mapping[str, int | None]) -> Report:
         if missed:
             report.claim(name, f"not found: {', '.join(missed)}", failed=True)
         elif tried:
-            report.claim(
-                name, f"each found within {max(firsts[rule] or 0 for rule in tried)} seeds: {', '.join(tried)}"
-            )
+            most = max(firsts[rule] or 0 for rule in tried)
+            seeds = "its first seed" if most == 1 else f"its first {most} seeds"
+            report.claim(name, f"each found within {seeds}: {', '.join(tried)}")
     return report
