@@ -629,13 +629,14 @@ MUTANTS: dict[str, Mutant] = {
     "stalekey": Mutant(Stalekey),
 }
 
+_NO_MOVES = "No tenant moves in an episode. The models have it, and tests/control/test_homes.py has the code."
 NOT_EXPRESSED: dict[str, str] = {
     "exact": "It breaks no promise: a busy shard would only be refused. The model has it.",
     "lease": "The store that the product knows has no leases.",
     "twowatch": "The feed has one watch; a second would be another program.",
-    "unsigned move": "Moves are not in the product yet.",
-    "movefallback": "Moves are not in the product yet.",
-    "fork": "Moves are not in the product yet.",
+    "unsigned move": _NO_MOVES,
+    "movefallback": _NO_MOVES,
+    "fork": _NO_MOVES,
 }
 """Rules that no variant of a part leaves out, and why."""
 
