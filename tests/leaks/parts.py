@@ -27,6 +27,8 @@ Serve = Callable[[Any], Awaitable[None]]
 Failed = Callable[..., None]
 BORDER_BUFFER_BYTES = 65_536
 """What the program's border pool is given."""
+CONNECT_S = 30.0
+"""Longer than the program's: a loaded machine is no leak."""
 
 
 class Parts:
@@ -59,7 +61,7 @@ class Parts:
 
     def pool(self, tls: Any) -> Pool:
         """Connections to other regions."""
-        return Pool(tls, send_buffer_bytes=BORDER_BUFFER_BYTES)
+        return Pool(tls, send_buffer_bytes=BORDER_BUFFER_BYTES, connect_timeout_s=CONNECT_S)
 
     def store(self, store: Store, texts: Sequence[str]) -> Store:
         """A gateway's way to the control store; `texts` are prompts that it has seen."""

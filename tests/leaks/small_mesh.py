@@ -24,7 +24,7 @@ from border.evidence import Leg, legs
 from border.namespaces import COUNTRIES, INTERNAL, PEER
 from border.relay import Forge, Relay
 from gateway.world import JURISDICTION, SECRET, SITES, CountingHasher, ManualClock
-from leaks.parts import Parts
+from leaks.parts import CONNECT_S, Parts
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
 from mesh import tls
@@ -176,7 +176,7 @@ class Gateway:
         freshness = Freshness(book=book, authority=authority, renew=_never, clock=clock)
         keyring = Keyring(book=book, mac_secret=SECRET, hasher=CountingHasher(), clock=clock, entropy=entropy)
         atlas = Atlas(here=self.region, sites=SITES, models=MODELS)
-        pool = Pool(None)
+        pool = Pool(None, connect_timeout_s=CONNECT_S)
         border = parts.pool(tls.client_context(self.mesh.pki, self.region, Role.GATEWAY))
         for each in (pool, border):
             stack.callback(each.close)
