@@ -92,6 +92,8 @@ class Proxy:
         self._to = port
         self._left: int | None = None
         self._closed = False
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
@@ -115,6 +117,10 @@ class Proxy:
 
     def open(self) -> None:
         self._closed = False
+
+    def hold(self) -> None:
+        """From now on nothing gets through, and nobody is told."""
+        self._flowing.clear()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Proxy]:
@@ -150,6 +156,7 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool) -> None:
         while data := await reader.read(16_384):
+            await self._flowing.wait()
             if counted and self._left is not None:
                 self._left -= len(data)
                 if self._left < 0:

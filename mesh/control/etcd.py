@@ -51,6 +51,8 @@ from mesh.types import RegionId, Role
 _OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    # By itself the line above does nothing: a minute is what grpc gives a ping that is not answered.
+    ("grpc.http2.ping_timeout_ms", 3_000),
     # An idle watch carries no data for hours; without this grpc soon stops asking whether the other side lives.
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -68,6 +68,7 @@ async def listen_grpc(
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),
         # Only uncompressed messages: a small one cannot become a large one here, and lengths tell less of secrets.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # Nothing is read ahead of a handler that has not asked for it, but for a window's worth: with these two, a call

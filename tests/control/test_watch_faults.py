@@ -24,6 +24,7 @@ from mesh.control.store import (
     StoreUnavailableError,
     WatchBatch,
     WatchDown,
+    WatchUp,
     prefix_end,
 )
 from mesh.errors import Code, MeshError
@@ -168,6 +169,22 @@ async def mix(changes: Changes, number: int) -> None:
         await changes.revoke_key(key_id)
     else:
         await changes.set_state(tenant, TenantState.SUSPENDED)
+
+
+async def test_a_member_that_falls_silent_is_left_for_another(tmp_path: Path) -> None:
+    """Nothing is closed: only a ping tells. Found within this test's own time limit, which is less than grpc's minute."""
+    async with running_etcd(tmp_path) as lab, Proxy(lab.etcd.port).running() as proxy:
+        root, far = await lab.root(), await lab.root(proxy.endpoint, lab.etcd.endpoint)
+        first = (await root.range(Range("/w/"), timeout_s=5)).revision + 1
+        async with aclosing(far.watch("/w/", "/w0", first)) as watch:
+            assert isinstance(await anext(watch), WatchUp)
+            proxy.hold()
+            await root.txn((), [Put("/w/1", b"1")], timeout_s=5)
+            assert isinstance(await anext(watch), WatchDown)
+            assert isinstance(await anext(watch), WatchUp)
+            batch = await anext(watch)
+            assert isinstance(batch, WatchBatch)
+            assert [event.key for event in batch.events] == ["/w/1"]
 
 
 async def test_the_feed_survives_cuts_a_kill_and_compaction(tmp_path: Path) -> None:
