@@ -208,6 +208,7 @@ class Reader:
             "overdue": self.overdue.reads,
             "invalid": self.feed.invalid.total(),
             "grants": self.membership.renewals,
+            "acknowledged": self.membership._acks.written,
             "grants_failed": self.membership.failures,
         }
 
