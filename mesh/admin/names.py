@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from mesh.control.records import is_tenant_id
 from mesh.errors import Code, MeshError
+from mesh.policy.hostnames import is_public_label
 from mesh.settings import JURISDICTIONS
 from mesh.types import Jurisdiction, Transfer
 
@@ -62,6 +63,19 @@ def checked_transfer(transfer: str) -> Transfer:
     if transfer not in list(Transfer):
         raise MeshError(Code.INVALID_PARAMETER, param="transfer", hint=f"It is one of {', '.join(Transfer)}.")
     return Transfer(transfer)
+
+
+def checked_label(label: str, reserved: frozenset[str]) -> str:
+    """A public label, in either case; empty is none.
+
+    Raises:
+        MeshError: `invalid_parameter`, `label`.
+    """
+    label = label.lower()
+    if label and (not is_public_label(label) or label in reserved):
+        hint = "It has 1 to 63 letters, digits and inner hyphens, and is no tenant's id and no name of the mesh itself."
+        raise MeshError(Code.INVALID_PARAMETER, param="label", hint=hint)
+    return label
 
 
 def checked_drain_s(drain_s: float) -> float:

@@ -25,6 +25,7 @@ from mesh.control.signing import Signer
 from mesh.control.store import Store, StoreError
 from mesh.control.sweep import MemberSweeper
 from mesh.ledger import open_ledger
+from mesh.policy.hostnames import labels_under
 from mesh.ports import Clock, Entropy, TaskFactory
 from mesh.settings import Region, Settings
 from mesh.telemetry import Log
@@ -131,6 +132,7 @@ class AdminProgram:
                     mac_secret=tls.read_mesh_secret(pki),
                     clock=clock,
                     entropy=self._entropy,
+                    reserved=_own_labels(settings),
                 ),
                 shrinks=Shrinks(barrier=barrier, signer=signer, epoch=trust.epoch, clock=clock),
                 barrier=barrier,
@@ -180,3 +182,14 @@ class AdminProgram:
     def _failed(self, error: BaseException) -> None:
         """Notes what nobody foresaw, by its class: its text may hold a name."""
         self._log.error("admin.unforeseen", error=type(error).__name__)
+
+
+def _own_labels(settings: Settings) -> frozenset[str]:
+    """The labels that names of doors begin with, in any region's zone."""
+    found = frozenset[str]()
+    for region in settings.regions.values():
+        if region.zone is not None:
+            doors = [address for one in region.gateways for address in (one.http, one.grpc, one.proxied) if address]
+            names = (region.endpoint.http, region.endpoint.grpc, *map(str, doors))
+            found |= labels_under(names, region.zone)
+    return found

@@ -88,6 +88,7 @@ class AdminService:
             "Pin": follower(self._pin, pb.PinRequest),
             "SetAuthority": follower(self._set_authority, pb.SetAuthorityRequest),
             "SetTransfer": follower(self._set_transfer, pb.SetTransferRequest),
+            "SetLabel": operator(self._set_label, pb.SetLabelRequest),
             "PrepareMove": operator(self._prepare_move, pb.PrepareMoveRequest),
             "LeaveHome": operator(self._leave_home, pb.LeaveHomeRequest),
             "FinishMove": follower(self._finish_move, pb.FinishMoveRequest),
@@ -117,7 +118,7 @@ class AdminService:
         )
 
     async def _create_tenant(self, request: pb.CreateTenantRequest) -> pb.Tenant:
-        return _tenant(await self._tenants.create(request.name, list(request.allowed), request.transfer))
+        return _tenant(await self._tenants.create(request.name, list(request.allowed), request.transfer, request.label))
 
     async def _find_tenant(self, request: pb.FindTenantRequest) -> pb.Tenant:
         return _tenant(await self._tenants.find(request.tenant))
@@ -156,6 +157,9 @@ class AdminService:
                     settled = await self._in_time(settling)
                     one.tenant.CopyFrom(_tenant(NamedTenant(settled.tenant.policy, one.tenant.name)))
                 yield one
+
+    async def _set_label(self, request: pb.SetLabelRequest) -> pb.Tenant:
+        return _tenant(await self._tenants.set_label(request.tenant, request.label))
 
     async def _prepare_move(self, request: pb.PrepareMoveRequest) -> pb.Tenant:
         return _tenant(await self._tenants.prepare_move(request.tenant, request.home, request.name))
@@ -322,6 +326,7 @@ def _tenant(tenant: NamedTenant) -> pb.Tenant:
         transfer=policy.transfer,
         state=policy.state,
         revision=policy.revision,
+        label=policy.label,
     )
 
 

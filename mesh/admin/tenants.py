@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from mesh.admin.names import checked_allowed, checked_drain_s, checked_name, checked_transfer
+from mesh.admin.names import checked_allowed, checked_drain_s, checked_label, checked_name, checked_transfer
 from mesh.control.changes import Changes, Outcome
 from mesh.control.hashing import KeyHasher
 from mesh.control.records import NONCE_BYTES, KeyRecord, TenantRecord, is_tenant_id, tenant_id
@@ -56,8 +56,11 @@ class Tenants:
         mac_secret: bytes,
         clock: Clock,
         entropy: Entropy,
+        reserved: frozenset[str] = frozenset(),
     ) -> None:
+        """See the class; `reserved` are labels that no tenant can choose: names of the mesh itself."""
         self._here = here
+        self._reserved = reserved
         self._ledger = ledger
         self._changes = changes
         self._hasher = hasher
@@ -66,22 +69,24 @@ class Tenants:
         self._entropy = entropy
         self._creating = asyncio.Lock()
 
-    async def create(self, name: str, allowed: list[str], transfer: str) -> NamedTenant:
+    async def create(self, name: str, allowed: list[str], transfer: str, label: str = "") -> NamedTenant:
         """Makes a tenant, or finishes making it."""
         name = checked_name(name)
         pin, moves = checked_allowed(allowed, self._here.jurisdiction), checked_transfer(transfer)
+        label = checked_label(label, self._reserved)
         # One at a time: of two that want the same name, the second must find the first one's finished.
         async with self._creating:
             account = await self._account_named(name)
             # One that is not ready and did not begin here is of a tenant that may come here.
             if account is not None and (account.ready or account.tenant != tenant_id(self._here.region, account.nonce)):
                 raise MeshError(Code.TENANT_EXISTS, param="name")
+            await self._check_free(label, None if account is None else account.tenant)
             if account is None:
                 account = await self._begin(name)
-            outcome = await self._changes.create_tenant(account.nonce, pin, moves)
+            outcome = await self._changes.create_tenant(account.nonce, pin, moves, label=label)
             await self._ledger.set_ready(account.tenant)
         policy = outcome.tenant.policy
-        if (policy.allowed, policy.transfer) != (pin, moves):
+        if (policy.allowed, policy.transfer, policy.label) != (pin, moves, label):
             # An earlier attempt, whose answer was lost, had made it with another pin.
             raise MeshError(Code.TENANT_EXISTS, param="name")
         return NamedTenant(policy, name)
@@ -118,6 +123,14 @@ class Tenants:
         known, _ = await self._known(tenant)
         return await self._changes.set_allowed(known, pin, drain_s=checked_drain_s(drain_s), op_id=op_id)
 
+    async def set_label(self, tenant: str, label: str) -> NamedTenant:
+        """Sets a tenant's public label; empty is none."""
+        label = checked_label(label, self._reserved)
+        known, account = await self._known(tenant)
+        async with self._creating:
+            await self._check_free(label, known)
+            return _named(await self._changes.set_label(known, label), account)
+
     async def set_transfer(self, tenant: str, transfer: str, op_id: str | None) -> Outcome:
         """Sets whether a tenant's calls may be forwarded inside its pin."""
         known, _ = await self._known(tenant)
@@ -149,6 +162,7 @@ class Tenants:
             if account is not None and account.tenant != known:
                 raise MeshError(Code.TENANT_EXISTS, param="name", hint="So this tenant cannot move here by its name.")
             record = await self._changes.moves.prepare(known, RegionId(old_home))
+            await self._check_free(record.policy.label, known)
             if account is None:
                 # One by another name is of an earlier time here.
                 await self._ledger.drop_account(known)
@@ -223,6 +237,13 @@ class Tenants:
         )
         await self._add(account)
         return account
+
+    async def _check_free(self, label: str, tenant: TenantId | None) -> None:
+        """Raises `tenant_exists` where another tenant of this home has chosen a label."""
+        if label and any(
+            record.policy.label == label and record.policy.tenant != tenant for record in await self._changes.tenants()
+        ):
+            raise MeshError(Code.TENANT_EXISTS, param="label", hint="Another tenant of this home has this label.")
 
     async def _add(self, account: Account) -> None:
         try:

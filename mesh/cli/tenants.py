@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -42,6 +43,7 @@ from mesh.v1.admin_pb2 import (
     ResumeTenantRequest,
     RevokeKeyRequest,
     SetAuthorityRequest,
+    SetLabelRequest,
     SetTransferRequest,
     SuspendTenantRequest,
     Tenant,
@@ -80,13 +82,21 @@ def create_tenant(
     transfer: Annotated[
         Transfer, typer.Option(help="Whether its calls may be forwarded to other jurisdictions of its pin.")
     ] = Transfer.NEVER,
+    label: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What its hostnames begin with instead of its id. It is public: anyone can see it in DNS and TLS.",
+            show_default=False,
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Make a tenant, pinned to the jurisdictions that it allows."""
     allowed = jurisdictions(allow)
 
     async def ask(mesh: Running) -> Tenant:
-        request = CreateTenantRequest(name=name, allowed=allowed, transfer=transfer.value)
+        request = CreateTenantRequest(name=name, allowed=allowed, transfer=transfer.value, label=label)
         return await mesh.ask(_home(mesh, home, allowed[0]), "CreateTenant", request, Tenant)
 
     show_object(tenant_object(ask_mesh(here_of(context), ask)), as_json=as_json)
@@ -155,14 +165,25 @@ def set_tenant(
     transfer: Annotated[
         Transfer | None, typer.Option(help="Whether its calls may be forwarded to other jurisdictions of its pin.")
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What its hostnames begin with instead of its id, for anyone to see; '' for its id alone.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Strict = False,
     timeout: Timeout = None,
     resume: Resume = None,
     as_json: Json = False,
 ) -> None:
     """Set one of a tenant's terms."""
-    if (authority is None) == (transfer is None):
-        raise UsageFault("Say what to set: --authority or --transfer.", param="authority")
+    if sum(one is not None for one in (authority, transfer, label)) != 1:
+        raise UsageFault("Say what to set: --authority, --transfer or --label.", param="authority")
+    if label is not None:
+        show_object(tenant_object(ask_mesh(here_of(context), _labelling(tenant, label))), as_json=as_json)
+        return
     home_s, foreign_s = (None, None) if authority is None else spans_of(authority)
 
     async def ask(mesh: Running, patience: Patience) -> tuple[RegionId, str, Message]:
@@ -369,6 +390,15 @@ def explain_route(
     people().print(table(reasons, [Column(name, name) for name in ("region", "verdict", "code", "text")]))
 
 
+def _labelling(tenant: str, label: str) -> Callable[[Running], Awaitable[Tenant]]:
+    async def ask(mesh: Running) -> Tenant:
+        found = await find_tenant(mesh, tenant)
+        request = SetLabelRequest(tenant=found.tenant, label=label)
+        return await mesh.ask(RegionId(found.home), "SetLabel", request, Tenant)
+
+    return ask
+
+
 def _home(mesh: Running, named: str | None, jurisdiction: str) -> RegionId:
     if named is not None:
         return mesh.site(named).id
@@ -396,4 +426,5 @@ def tenant_object(tenant: Tenant) -> dict[str, object]:
         "transfer": tenant.transfer,
         "state": tenant.state,
         "revision": tenant.revision,
+        "label": tenant.label or None,
     }

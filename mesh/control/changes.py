@@ -93,7 +93,12 @@ class Changes:
             raise MeshError(Code.INTERNAL_ERROR, hint="The control store refuses this program's certificate.") from None
 
     async def create_tenant(
-        self, nonce: bytes, allowed: frozenset[Jurisdiction], transfer: Transfer, op_id: str | None = None
+        self,
+        nonce: bytes,
+        allowed: frozenset[Jurisdiction],
+        transfer: Transfer,
+        op_id: str | None = None,
+        label: str = "",
     ) -> Outcome:
         """Makes the tenant that this nonce stands for. If it is there, it stays as it is, and `changed` is false."""
         tenant, spans = tenant_id(self._home, nonce), Spans()
@@ -108,6 +113,7 @@ class Changes:
             authority=Spans(
                 home_s=min(spans.home_s, self._trust.cap_s), foreign_s=min(spans.foreign_s, self._trust.cap_s)
             ),
+            label=label,
         )
         new = TenantRecord(policy=policy, genesis=self._home, nonce=nonce)
 
@@ -116,7 +122,8 @@ class Changes:
                 raise MeshError(Code.TENANT_EXISTS, hint="It has moved to another home.")
             return Draft(tenant=before.tenant or new, changed=before.tenant is None)
 
-        return await self._commits.change(tenant, op_id, edit, ("create_tenant", listed(sorted(allowed)), transfer))
+        asked = ("create_tenant", listed(sorted(allowed)), transfer, label)
+        return await self._commits.change(tenant, op_id, edit, asked)
 
     async def set_state(self, tenant: TenantId, state: TenantState, op_id: str | None = None) -> Outcome:
         """Suspends or resumes a tenant."""
@@ -156,6 +163,14 @@ class Changes:
             return after, edits.taken_by_transfer(policy, after)
 
         return await self._change_policy(tenant, op_id, edit, ("set_transfer", transfer))
+
+    async def set_label(self, tenant: TenantId, label: str, op_id: str | None = None) -> Outcome:
+        """Sets a tenant's public label; empty is none."""
+
+        def edit(policy: TenantPolicy) -> tuple[TenantPolicy, Shrink | None]:
+            return edits.with_label(policy, label), None
+
+        return await self._change_policy(tenant, op_id, edit, ("set_label", label))
 
     async def set_authority(self, tenant: TenantId, authority: Spans, op_id: str | None = None) -> Outcome:
         """Sets for how long a grant is good, each time in [`LEAST_SPAN_S`, the cap].

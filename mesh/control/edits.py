@@ -42,6 +42,13 @@ def with_state(policy: TenantPolicy, state: TenantState) -> TenantPolicy:
     return replace(policy, state=state, revision=Revision(policy.revision + 1))
 
 
+def with_label(policy: TenantPolicy, label: str) -> TenantPolicy:
+    """The policy with another public label, or with none; the same one if it says so already."""
+    if label == policy.label:
+        return policy
+    return replace(policy, label=label, revision=Revision(policy.revision + 1))
+
+
 def with_transfer(policy: TenantPolicy, transfer: Transfer) -> TenantPolicy:
     """The policy with another rule for forwarding; the same one if it says so already. What was forwarded ends."""
     if transfer is policy.transfer:

@@ -22,6 +22,7 @@ from mesh.control import layout
 from mesh.control.signing import Signer, fields, listed, verify
 from mesh.control.statements import Chain, ChainError, read_chain, said_part, signed_part, wire_of
 from mesh.policy.bundle import Spans, TenantKey, TenantPolicy
+from mesh.policy.hostnames import is_public_label
 from mesh.policy.shards import shard_of
 from mesh.policy.shrink import Right, Shrink
 from mesh.ports import Clock
@@ -204,6 +205,7 @@ def _wire_of(record: TenantRecord) -> pb.PolicyRecord:
         drain_ms=_ms(policy.drain_s),
         chain=[wire_of(statement) for statement in record.chain],
         left=record.left,
+        label=policy.label,
     )
 
 
@@ -227,7 +229,7 @@ def decode_tenant(at: layout.PolicyKey, value: bytes, trust: Trust) -> TenantRec
     if state is None or transfer is None or wire.revision < 1 or wire.upstreams:
         raise RecordError(Fault.VALUE)
     allowed = _ascending(wire.allowed)
-    if not allowed:
+    if not allowed or (wire.label and not is_public_label(wire.label)):
         raise RecordError(Fault.VALUE)
     _ascending(span.jurisdiction for span in wire.authority_before)
     out = _ascending(one.jurisdiction for one in wire.out_since)
@@ -249,6 +251,7 @@ def decode_tenant(at: layout.PolicyKey, value: bytes, trust: Trust) -> TenantRec
         authority_before={Jurisdiction(span.jurisdiction): span.ms / 1000 for span in wire.authority_before},
         out_since={Jurisdiction(one.jurisdiction): Revision(one.revision) for one in wire.out_since},
         drain_s=wire.drain_ms / 1000,
+        label=wire.label,
     )
     return TenantRecord(policy=policy, genesis=RegionId(wire.genesis), nonce=wire.nonce, chain=chain, left=wire.left)
 
@@ -415,7 +418,10 @@ def _chain_of(wire: pb.PolicyRecord, trust: Trust) -> Chain:
 
 
 def _signed_policy(wire: pb.PolicyRecord) -> bytes:
-    """What a home signs of a tenant's record: every field but the signature. One that never moved has no chain."""
+    """What a home signs of a tenant's record: every field but the signature.
+
+    One that never moved has no chain, and what has no label says so by leaving it out.
+    """
     moved = (signed_part(wire.chain), int(wire.left)) if wire.chain or wire.left else ()
     return fields(b"mesh.policy.v1", *_terms(wire), wire.epoch, wire.signed_by, *moved)
 
@@ -438,6 +444,7 @@ def _terms(wire: pb.PolicyRecord) -> tuple[bytes | str | int, ...]:
         listed(part for span in wire.authority_before for part in (span.jurisdiction, span.ms)),
         listed(part for out in wire.out_since for part in (out.jurisdiction, out.revision)),
         wire.drain_ms,
+        *((b"label", wire.label) if wire.label else ()),
     )
 
 

@@ -116,7 +116,7 @@ class Answers:
 
     async def _policy(self, credential: str | None, label: str | None) -> TenantPolicy:
         policy = (await self._keyring.authenticate(credential)).policy
-        check_label(label, policy.tenant)
+        check_label(label, policy.tenant, policy.label)
         return policy
 
     def _explain(self, policy: TenantPolicy, model: ModelId) -> Explanation:

@@ -135,7 +135,7 @@ class Story(Generic[P, H]):
                 key_id, tenant = caller.key.key_id, caller.policy.tenant
                 # Also where something else, such as a suspended tenant, is what the client is told.
                 account.outside_pin = self._here.jurisdiction not in caller.policy.allowed
-                check_label(exchange.label, tenant)
+                check_label(exchange.label, tenant, caller.policy.label)
                 at_least = exchange.at_least()
                 if at_least is not None:
                     await self._freshness.reach(tenant, at_least)
@@ -438,4 +438,4 @@ def endpoints_of(policy: TenantPolicy, atlas: Atlas) -> tuple[Endpoint, ...]:
     """The doors of the regions in a pin, by the tenant's own names where it has any: the home's first, then by id."""
     sites = [site for site in atlas.sites.values() if site.jurisdiction in policy.allowed]
     sites.sort(key=lambda site: (site.region != policy.home, site.region))
-    return tuple(tenant_endpoint(site.endpoint, site.zone, policy.tenant) for site in sites)
+    return tuple(tenant_endpoint(site.endpoint, site.zone, policy.tenant, policy.label) for site in sites)

@@ -40,6 +40,7 @@ class TenantPolicy:
         authority_before: By jurisdiction, the longest such time of an older policy that may still be in use somewhere.
         out_since: For each jurisdiction that was once allowed and is not now, since which revision.
         drain_s: How long what runs may go on where this policy no longer allows it.
+        label: What the tenant's hostnames begin with instead of its id; empty where it has chosen none.
     """
 
     tenant: TenantId
@@ -54,6 +55,7 @@ class TenantPolicy:
     authority_before: Mapping[Jurisdiction, float] = field(default_factory=dict)
     out_since: Mapping[Jurisdiction, Revision] = field(default_factory=dict)
     drain_s: float = 0.0
+    label: str = ""
 
     @property
     def shard(self) -> Shard:

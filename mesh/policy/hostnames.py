@@ -8,12 +8,14 @@ the key's business, and the two must agree.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mesh.errors import Code, MeshError
 from mesh.types import Endpoint, TenantId
 
 _PORT = re.compile(r":[0-9]{1,5}$")
+_OF_AN_ID = re.compile(r"t-[a-z2-7]{16}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -22,27 +24,49 @@ def label_of(tenant: TenantId) -> str:
     return tenant.replace("_", "-")
 
 
-def check_label(label: str | None, tenant: TenantId) -> None:
-    """Returns where a client called by no tenant's name, or by the name of its key's tenant.
+def is_public_label(text: str) -> bool:
+    """Whether a tenant may choose this label: one that a hostname can have, and not of the form of any tenant's id.
+
+    Nor one whose third and fourth characters are hyphens: those are reserved, for names in other scripts.
+    """
+    return _LABEL.fullmatch(text) is not None and _OF_AN_ID.fullmatch(text) is None and text[2:4] != "--"
+
+
+def check_label(label: str | None, tenant: TenantId, chosen: str = "") -> None:
+    """Returns where a client called by no tenant's name, or by one of the names of its key's tenant.
+
+    Args:
+        label: Of the name that was called; None where it was no tenant's.
+        tenant: The key's.
+        chosen: The public label of that tenant; empty where it has none.
 
     Raises:
         MeshError: MISDIRECTED_REQUEST.
     """
-    if label is not None and label != label_of(tenant):
+    if label is not None and label != label_of(tenant) and (not chosen or label != chosen):
         raise MeshError(Code.MISDIRECTED_REQUEST)
 
 
-def tenant_endpoint(endpoint: Endpoint, zone: str | None, tenant: TenantId) -> Endpoint:
-    """A region's doors by the tenant's own name there, at the same ports; by the region's where it has no zone."""
+def tenant_endpoint(endpoint: Endpoint, zone: str | None, tenant: TenantId, chosen: str = "") -> Endpoint:
+    """A region's doors by the tenant's own name there, at the same ports; by the region's where it has no zone.
+
+    The name has the public label that the tenant has chosen, if it has.
+    """
     if zone is None:
         return endpoint
-    name = f"{label_of(tenant)}.{zone}"
+    name = f"{chosen or label_of(tenant)}.{zone}"
     return replace(endpoint, http=f"https://{name}{_port_of(endpoint.http)}", grpc=f"{name}{_port_of(endpoint.grpc)}")
 
 
 def host_name(text: str) -> str:
     """The host of `host` or `host:port` as names are compared: lower case, without port and final dot."""
     return _PORT.sub("", text).lower().removesuffix(".")
+
+
+def labels_under(names: Iterable[str], zone: str) -> frozenset[str]:
+    """The labels that stand before a zone in some names, hosts with or without a port: no tenant can have them."""
+    hosts = (host_name(name).removeprefix("https://") for name in names)
+    return frozenset(host.removesuffix(f".{zone}") for host in hosts if host.endswith(f".{zone}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

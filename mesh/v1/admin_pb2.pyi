@@ -25,7 +25,7 @@ MEMBER_STATE_LAPSED: MemberState
 MEMBER_STATE_TIMED_OUT: MemberState
 
 class Tenant(_message.Message):
-    __slots__ = ("tenant", "name", "home", "allowed", "transfer", "state", "revision")
+    __slots__ = ("tenant", "name", "home", "allowed", "transfer", "state", "revision", "label")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     HOME_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Tenant(_message.Message):
     TRANSFER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     name: str
     home: str
@@ -40,17 +41,20 @@ class Tenant(_message.Message):
     transfer: str
     state: str
     revision: int
-    def __init__(self, tenant: _Optional[str] = ..., name: _Optional[str] = ..., home: _Optional[str] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[str] = ..., state: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+    label: str
+    def __init__(self, tenant: _Optional[str] = ..., name: _Optional[str] = ..., home: _Optional[str] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[str] = ..., state: _Optional[str] = ..., revision: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
 
 class CreateTenantRequest(_message.Message):
-    __slots__ = ("name", "allowed", "transfer")
+    __slots__ = ("name", "allowed", "transfer", "label")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     allowed: _containers.RepeatedScalarFieldContainer[str]
     transfer: str
-    def __init__(self, name: _Optional[str] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[str] = ...) -> None: ...
+    label: str
+    def __init__(self, name: _Optional[str] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[str] = ..., label: _Optional[str] = ...) -> None: ...
 
 class FindTenantRequest(_message.Message):
     __slots__ = ("tenant",)
@@ -117,6 +121,14 @@ class SetAuthorityRequest(_message.Message):
     foreign_ms: int
     patience: Patience
     def __init__(self, tenant: _Optional[str] = ..., home_ms: _Optional[int] = ..., foreign_ms: _Optional[int] = ..., patience: _Optional[_Union[Patience, _Mapping]] = ...) -> None: ...
+
+class SetLabelRequest(_message.Message):
+    __slots__ = ("tenant", "label")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    label: str
+    def __init__(self, tenant: _Optional[str] = ..., label: _Optional[str] = ...) -> None: ...
 
 class SetTransferRequest(_message.Message):
     __slots__ = ("tenant", "transfer", "patience")

@@ -76,6 +76,11 @@ class AdminStub:
                 request_serializer=mesh_dot_v1_dot_admin__pb2.SetTransferRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
                 _registered_method=True)
+        self.SetLabel = channel.unary_unary(
+                '/mesh.v1.Admin/SetLabel',
+                request_serializer=mesh_dot_v1_dot_admin__pb2.SetLabelRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
+                _registered_method=True)
         self.PrepareMove = channel.unary_unary(
                 '/mesh.v1.Admin/PrepareMove',
                 request_serializer=mesh_dot_v1_dot_admin__pb2.PrepareMoveRequest.SerializeToString,
@@ -203,6 +208,13 @@ class AdminServicer:
 
     def SetTransfer(self, request, context):
         """SetTransfer sets whether a tenant's calls may be forwarded inside its pin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLabel(self, request, context):
+        """SetLabel sets what a tenant's hostnames begin with. By its id it is always called.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -348,6 +360,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetTransfer,
                     request_deserializer=mesh_dot_v1_dot_admin__pb2.SetTransferRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_admin__pb2.ShrinkProgress.SerializeToString,
+            ),
+            'SetLabel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLabel,
+                    request_deserializer=mesh_dot_v1_dot_admin__pb2.SetLabelRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_admin__pb2.Tenant.SerializeToString,
             ),
             'PrepareMove': grpc.unary_unary_rpc_method_handler(
                     servicer.PrepareMove,
@@ -637,6 +654,33 @@ class Admin:
             '/mesh.v1.Admin/SetTransfer',
             mesh_dot_v1_dot_admin__pb2.SetTransferRequest.SerializeToString,
             mesh_dot_v1_dot_admin__pb2.ShrinkProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLabel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Admin/SetLabel',
+            mesh_dot_v1_dot_admin__pb2.SetLabelRequest.SerializeToString,
+            mesh_dot_v1_dot_admin__pb2.Tenant.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,7 +52,7 @@ class Out(_message.Message):
     def __init__(self, jurisdiction: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class PolicyRecord(_message.Message):
-    __slots__ = ("tenant", "genesis", "nonce", "home", "revision", "state", "allowed", "transfer", "moves", "shard", "upstreams", "authority_home_ms", "authority_foreign_ms", "authority_before", "out_since", "drain_ms", "epoch", "signed_by", "signature", "chain", "left")
+    __slots__ = ("tenant", "genesis", "nonce", "home", "revision", "state", "allowed", "transfer", "moves", "shard", "upstreams", "authority_home_ms", "authority_foreign_ms", "authority_before", "out_since", "drain_ms", "epoch", "signed_by", "signature", "chain", "left", "label")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class PolicyRecord(_message.Message):
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     genesis: str
     nonce: bytes
@@ -95,7 +96,8 @@ class PolicyRecord(_message.Message):
     signature: bytes
     chain: _containers.RepeatedCompositeFieldContainer[MoveStatement]
     left: bool
-    def __init__(self, tenant: _Optional[str] = ..., genesis: _Optional[str] = ..., nonce: _Optional[bytes] = ..., home: _Optional[str] = ..., revision: _Optional[int] = ..., state: _Optional[_Union[TenantState, str]] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[_Union[Transfer, str]] = ..., moves: _Optional[int] = ..., shard: _Optional[int] = ..., upstreams: _Optional[_Iterable[str]] = ..., authority_home_ms: _Optional[int] = ..., authority_foreign_ms: _Optional[int] = ..., authority_before: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., out_since: _Optional[_Iterable[_Union[Out, _Mapping]]] = ..., drain_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., signed_by: _Optional[str] = ..., signature: _Optional[bytes] = ..., chain: _Optional[_Iterable[_Union[MoveStatement, _Mapping]]] = ..., left: _Optional[bool] = ...) -> None: ...
+    label: str
+    def __init__(self, tenant: _Optional[str] = ..., genesis: _Optional[str] = ..., nonce: _Optional[bytes] = ..., home: _Optional[str] = ..., revision: _Optional[int] = ..., state: _Optional[_Union[TenantState, str]] = ..., allowed: _Optional[_Iterable[str]] = ..., transfer: _Optional[_Union[Transfer, str]] = ..., moves: _Optional[int] = ..., shard: _Optional[int] = ..., upstreams: _Optional[_Iterable[str]] = ..., authority_home_ms: _Optional[int] = ..., authority_foreign_ms: _Optional[int] = ..., authority_before: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., out_since: _Optional[_Iterable[_Union[Out, _Mapping]]] = ..., drain_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., signed_by: _Optional[str] = ..., signature: _Optional[bytes] = ..., chain: _Optional[_Iterable[_Union[MoveStatement, _Mapping]]] = ..., left: _Optional[bool] = ..., label: _Optional[str] = ...) -> None: ...
 
 class MoveStatement(_message.Message):
     __slots__ = ("tenant", "moves", "home", "new_home", "revision", "first", "epoch", "made_s", "signed_by", "signature")

@@ -256,6 +256,30 @@ async def test_either_admin_may_die_between_the_steps(tmp_path: Path) -> None:
             assert error.value.code is Code.MOVE_UNFINISHED, "it signs nothing after its last word"
 
 
+async def test_a_public_label_is_one_tenants_of_its_home_and_moves_with_it(tmp_path: Path) -> None:
+    async with two_homes(tmp_path) as (desk, _):
+        a, b = desk.stubs[A], desk.stubs[B]
+        acme = await a.CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN", "SG"], label="Acme-AI"))
+        assert acme.label == "acme-ai"
+        taken = pb.CreateTenantRequest(name="globex", allowed=["VN", "SG"], label="acme-ai")
+        error = await refused(a.CreateTenant(taken))
+        assert (error.code, error.param) == (Code.TENANT_EXISTS, "label")
+        globex = await a.CreateTenant(pb.CreateTenantRequest(name="globex", allowed=["VN", "SG"]))
+        request = pb.SetLabelRequest(tenant=globex.tenant, label="acme-ai")
+        assert (await refused(a.SetLabel(request))).code is Code.TENANT_EXISTS
+        mine = await a.SetLabel(pb.SetLabelRequest(tenant=acme.tenant, label="acme-ai"))
+        assert mine.revision == acme.revision, "nothing changed"
+        await desk.prepare(acme, B)
+        await desk.leave(acme, B)
+        assert (await desk.finish(acme, B)).tenant.label == "acme-ai"
+        # It is free where it was; and so the other cannot follow under it.
+        assert (await a.SetLabel(request)).label == "acme-ai"
+        error = await refused(desk.prepare(globex, B))
+        assert (error.code, error.param) == (Code.TENANT_EXISTS, "label")
+        assert (await b.SetLabel(pb.SetLabelRequest(tenant=acme.tenant, label=""))).label == ""
+        assert (await desk.prepare(globex, B)).label == "acme-ai"
+
+
 async def test_what_cannot_be_moved_is_told(tmp_path: Path) -> None:
     async with two_homes(tmp_path) as (desk, _):
         a = desk.stubs[A]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.admin.names import checked_allowed, checked_name, checked_transfer
+from mesh.admin.names import checked_allowed, checked_label, checked_name, checked_transfer
 from mesh.errors import Code, MeshError
 from mesh.types import Jurisdiction, Transfer
 
@@ -44,6 +44,15 @@ def test_bad_pins(codes: list[str], code: Code) -> None:
 
 def test_pins_take_either_case_and_count_once() -> None:
     assert checked_allowed(["vn", "VN", "sg", "KR"], VN) == {"VN", "SG", "KR"}
+
+
+def test_labels() -> None:
+    reserved = frozenset({"g1"})
+    assert [checked_label(label, reserved) for label in ("Acme", "", "g2")] == ["acme", "", "g2"]
+    for label in ("g1", "G1", "t-" + "a" * 16, "a.b", "-"):
+        with pytest.raises(MeshError) as refused:
+            checked_label(label, reserved)
+        assert (refused.value.code, refused.value.param) == (Code.INVALID_PARAMETER, "label")
 
 
 def test_transfer() -> None:

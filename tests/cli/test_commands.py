@@ -43,7 +43,7 @@ def call(mesh: World, capfd: pytest.CaptureFixture[str]):
 
 def test_a_tenants_life(call, mesh: World) -> None:
     made = call("tenant", "create", "initech", "--allow", "sg,VN", "--transfer", "within_allowed")
-    assert list(made) == ["tenant", "name", "home", "allowed", "transfer", "state", "revision"]
+    assert list(made) == ["tenant", "name", "home", "allowed", "transfer", "state", "revision", "label"]
     assert (made["home"], made["allowed"], made["transfer"], made["state"]) == (
         "ap-southeast-1",
         ["SG", "VN"],

@@ -101,6 +101,12 @@ def test_transfer_can_be_set(mesh: World, capfd: pytest.CaptureFixture[str]) -> 
     assert json.loads(capfd.readouterr().out)["transfer"] == "within_allowed"
 
 
+def test_a_label_can_be_set_and_taken_back(mesh: World, capfd: pytest.CaptureFixture[str]) -> None:
+    for label, shown in (("acme-ai", "acme-ai"), ("", None)):
+        assert run(["tenant", "set", "acme", "--label", label, "--json"], mesh.here) == 0
+        assert json.loads(capfd.readouterr().out)["label"] == shown
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -111,6 +117,7 @@ def test_transfer_can_be_set(mesh: World, capfd: pytest.CaptureFixture[str]) -> 
         ["tenant", "set", "acme", "--authority", "6s"],
         ["tenant", "set", "acme", "--authority", "home=1m,home=2m"],
         ["tenant", "set", "acme", "--authority", "home=1m", "--transfer", "never"],
+        ["tenant", "set", "acme", "--label", "a", "--transfer", "never"],
         ["pin"],
         ["pin", "acme"],
         ["pin", "status", "acme"],

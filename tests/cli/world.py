@@ -119,6 +119,12 @@ class Admin(AdminServicer):
         tenant.transfer = request.transfer
         yield from self._progress(request.patience, tenant=tenant)
 
+    def SetLabel(self, request, context):
+        self._enter(context, "SetLabel", request)
+        tenant = self._tenant(context, request.tenant)
+        tenant.label = request.label
+        return tenant
+
     def PrepareMove(self, request, context):
         self._enter(context, "PrepareMove", request)
         self.on_prepared()

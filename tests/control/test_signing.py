@@ -43,6 +43,7 @@ POLICY = TenantPolicy(
     authority_before={SG: 9.0},
     out_since={JP: Revision(5)},
     drain_s=5,
+    label="acme",
 )
 RECORD = TenantRecord(policy=POLICY, genesis=HOME, nonce=NONCE)
 KEY = KeyRecord(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from e2e.live import CHAT, ELSEWHERE, JP, SG, VN, Json, Mesh, messages, wait_until
@@ -10,7 +12,7 @@ from e2e.live import CHAT, ELSEWHERE, JP, SG, VN, Json, Mesh, messages, wait_unt
 pytestmark = pytest.mark.mesh
 SEEN_S = 5
 """A second is promised, from the commit on; the rest is the loaded machine's, and the poll's."""
-_TENANT = {"tenant", "name", "home", "allowed", "transfer", "state", "revision"}
+_TENANT = {"tenant", "name", "home", "allowed", "transfer", "state", "revision", "label"}
 
 
 def code_at(mesh: Mesh, region: str, key: str) -> str:
@@ -105,6 +107,46 @@ def test_a_home_by_name(mesh: Mesh) -> None:
     assert made["key"].startswith("mk_sg_")
     seen(mesh, VN, made["key"], "ok")
     assert mesh.ask("tenant", "show", made["name"]).json["home"] == SG
+
+
+def test_a_tenant_moves_to_another_home_and_is_served_meanwhile(mesh: Mesh) -> None:
+    made = mesh.tenant("nomad", "--allow", "VN,SG")
+    tenant, key = made["tenant"], made["key"]
+    for region in (VN, SG):
+        seen(mesh, region, key, "ok")
+    assert mesh.refused("tenant", "move", tenant, "--home", JP)["code"] == "home_outside_pin"
+    over = threading.Event()
+
+    def call(region: str) -> list[str]:
+        said: list[str] = []
+        while not over.is_set():
+            said.append(code_at(mesh, region, key))
+        return said
+
+    body: Json = {"model": CHAT, "messages": messages("Tell me of the sea"), "max_tokens": 64}
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(call, region) for region in (VN, SG)]
+        running = pool.submit(mesh.post, VN, "/v1/chat/completions", body, key)
+        moved = mesh.ask("tenant", "move", made["name"], "--home", SG).json
+        over.set()
+        answered = [set(one.result()) for one in asked]
+        whole = running.result()
+    assert answered == [{"ok"}, {"ok"}], "no call was refused meanwhile"
+    assert (whole.status, json.loads(whole.body)["usage"]["completion_tokens"] > 0) == (200, True)
+    assert moved.keys() >= _TENANT | {"op_id", "waited_ms", "acked", "lapsed", "timed_out"}
+    assert (moved["tenant"], moved["name"], moved["home"], moved["allowed"]) == (tenant, made["name"], SG, ["SG", "VN"])
+    assert {member["region"] for member in moved["acked"]} == set(mesh.regions)
+    assert mesh.ask("tenant", "show", made["name"]).json["home"] == SG
+    assert [one["home"] for one in mesh.ask("tenant", "list").items if one["tenant"] == tenant] == [SG]
+    # The old home's jurisdiction can leave the pin now; keys and usage are the same tenant's.
+    pinned = mesh.ask("pin", made["name"], "--allow", "SG").json
+    assert pinned["allowed"] == ["SG"]
+    assert (code_at(mesh, VN, key), code_at(mesh, SG, key)) == ("residency_refused", "ok")
+    used = {item["region"]: item["requests"] for item in mesh.ask("usage", made["name"]).json["items"] if item["model"]}
+    assert used[VN] == 1
+    assert mesh.ask("key", "create", tenant).json["key"].startswith("mk_sg_")
+    mesh.ask("key", "revoke", made["key_id"])
+    assert code_at(mesh, SG, key) == "invalid_api_key"
 
 
 def test_the_home_is_by_default_in_the_first_jurisdiction_named(mesh: Mesh) -> None:

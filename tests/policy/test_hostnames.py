@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import Code, MeshError
-from mesh.policy.hostnames import DoorNames, check_label, host_name, label_of, tenant_endpoint
+from mesh.policy.hostnames import (
+    DoorNames,
+    check_label,
+    host_name,
+    is_public_label,
+    label_of,
+    labels_under,
+    tenant_endpoint,
+)
 from mesh.types import Endpoint, Jurisdiction, RegionId, TenantId
 
 ACME, GLOBEX = TenantId("t_abcdefghij234567"), TenantId("t_" + "b" * 16)
@@ -86,6 +94,35 @@ def test_a_label_is_its_tenants() -> None:
         assert caught.value.code is Code.MISDIRECTED_REQUEST
 
 
+def test_a_label_that_was_chosen_is_its_tenants_as_well_as_the_id() -> None:
+    for label in (None, "acme", label_of(ACME)):
+        check_label(label, ACME, "acme")
+    for label in ("globex", "", label_of(GLOBEX), "ACME"):
+        with pytest.raises(MeshError) as caught:
+            check_label(label, ACME, "acme")
+        assert caught.value.code is Code.MISDIRECTED_REQUEST
+    with pytest.raises(MeshError):
+        check_label("", ACME, "")
+
+
+@pytest.mark.parametrize("label", ["a", "acme", "acme-2", "4me", "t-acme", "t-" + "1" * 16, "a" * 63])
+def test_labels_that_can_be_chosen(label: str) -> None:
+    assert is_public_label(label)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["", "-a", "a-", "a.b", "A", "a_b", "a" * 64, "công", "xn--cng-7na", "a b", label_of(ACME), "t-" + "b" * 16, "a\n"],
+)
+def test_labels_that_cannot_be_chosen(label: str) -> None:
+    assert not is_public_label(label)
+
+
+def test_the_labels_of_the_meshs_own_names() -> None:
+    names = [f"https://door.{ZONE}:8443", f"G1.{ZONE}:8444", ZONE, f"x.{OTHER}", "127.0.0.1:8443"]
+    assert labels_under(names, ZONE) == {"door", "g1"}
+
+
 @pytest.mark.parametrize(
     ("http", "grpc", "named"),
     [
@@ -99,3 +136,5 @@ def test_a_tenants_endpoint_is_the_regions_by_its_own_name(http: str, grpc: str,
     own = tenant_endpoint(endpoint, ZONE, ACME)
     assert (own.http, own.grpc, own.region) == (*named, "vn-1")
     assert tenant_endpoint(endpoint, None, ACME) == endpoint
+    chosen = tenant_endpoint(endpoint, ZONE, ACME, "acme")
+    assert (chosen.http, chosen.grpc) == tuple(name.replace(label_of(ACME), "acme") for name in named)
