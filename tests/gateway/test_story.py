@@ -86,6 +86,18 @@ async def test_the_name_that_was_called_is_the_keys_tenants() -> None:
         assert (record.code, record.tenant, record.outside_pin) == ("misdirected_request", TENANT, outside)
 
 
+async def test_a_label_that_the_tenant_has_chosen_is_its_name_too() -> None:
+    for label in ("acme", "t-aaaaaaaaaaaaaaaa"):
+        world, call = World(), Call(label=label)
+        policy = world.book.tenant(TENANT)
+        assert policy is not None
+        world.book.put_tenant(replace(policy, label="acme"))
+        await world.story.serve(call)
+        assert call.received == 1
+    world, call = World(), Call(label="acme")
+    assert (await refused(world, call)).code is Code.MISDIRECTED_REQUEST, "it has chosen none"
+
+
 def test_endpoints_are_the_tenants_own_names_where_it_has_any() -> None:
     sites = {**SITES, SG: replace(SITES[SG], zone="ap-southeast-1.mesh.example")}
     policy = World(allowed=("VN", "SG")).book.tenant(TENANT)
@@ -96,6 +108,8 @@ def test_endpoints_are_the_tenants_own_names_where_it_has_any() -> None:
         ("https://vn-1:8443", "vn-1:8444"),
         (f"https://{own}:8443", f"{own}:8444"),
     ]
+    labelled = endpoints_of(replace(policy, label="acme"), Atlas(here=VN, sites=sites, models=MODELS))
+    assert labelled[1].http == "https://acme.ap-southeast-1.mesh.example:8443"
 
 
 async def test_a_suspended_tenant_is_told_so_before_anything_else() -> None:
