@@ -387,7 +387,9 @@ class Races:
         racing = [row for row in calls if row["tenant"] != self.stayer.id]
         busy = [line for line in self.lines if line["do"] == "busy" and line["share"] > BUSY]
         return {
-            "while permitted: calls served directly": sum(row["place"] == row["served_in"] for row in racing),
+            "while permitted: calls served directly": sum(
+                row["place"] == row["served_in"] and row["door"] != "peer" for row in racing
+            ),
             "while permitted: calls sent on and served": sum(row["place"] != row["served_in"] for row in racing),
             "while permitted: parcels taken up": sum(row["door"] == "peer" for row in racing),
             "while permitted: looks at a processor that saw work": len(busy),
