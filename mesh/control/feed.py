@@ -106,6 +106,7 @@ class PolicyFeed:
         # What the watch tells, a load and a read of one shard are taken in one after the other.
         self._order = asyncio.Lock()
         self._torn: set[Shard] = set()
+        self._leaving: dict[TenantId, None] = {}
         self._anew = False
 
     def number(self, shard: Shard) -> int:
@@ -165,6 +166,7 @@ class PolicyFeed:
             self._note_back(pinned)
         async for _, items in self._pages(*layout.POLICIES, pinned):
             self._apply(items, seen)
+        self._leaving.clear()
         self._drop_all_but(seen)
         self._known = seen
         self._heads = heads
@@ -268,6 +270,7 @@ class PolicyFeed:
                 await self._refetch(shard)
             else:
                 self._apply((_as_item(event) for event in changes), self._known)
+                await self._follow_moves(shard)
                 self._heads[shard] = head
                 self._tell(shard, head.version)
         self.applied = max(self.applied, revision)
@@ -283,6 +286,45 @@ class PolicyFeed:
         return _as_item(head) if follows else None
 
     async def _refetch(self, shard: Shard) -> None:
+        """Reads one shard, and where a tenant that was served has left it, the one that it has gone to."""
+        await self._reread(shard)
+        try:
+            await self._follow_moves(shard)
+        finally:
+            self._tell_of(shard)  # also where the other one was not read: the tenant is refused then
+
+    async def _follow_moves(self, shard: Shard) -> None:
+        """Decides on tenants that have left for a home of which nothing is known here yet: it is read before.
+
+        The new home's record was there first. Only where shards are read one by one can a last word be known before it.
+        Until it is told as applied, nobody relies on its being acted on; so no shard is, before all is decided.
+        """
+        reread: dict[Shard, None] = {shard: None}
+        try:
+            while self._leaving:
+                tenant = next(iter(self._leaving))
+                home = self._claims[tenant].lacks
+                other = None if home is None else shard_of(home, tenant)
+                if other is not None and other not in reread:
+                    await self._reread(other)
+                    reread[other] = None
+                else:
+                    del self._leaving[tenant]
+                    self._decide(tenant)
+        finally:
+            for tenant in self._leaving:
+                self._decide(tenant)
+            self._leaving.clear()
+            for other in reread:
+                if other != shard:
+                    self._tell_of(other)
+
+    def _tell_of(self, shard: Shard) -> None:
+        head = self._heads.get(shard)
+        if head is not None:
+            self._tell(shard, head.version)
+
+    async def _reread(self, shard: Shard) -> None:
         """Reads one shard as of one revision; its events up to there do not count any more."""
         answer = await self._store.range(Range(layout.head_key(shard)), timeout_s=_READ_TIMEOUT_S)
         known = {shard: self._heads[shard]} if shard in self._heads else {}
@@ -301,7 +343,6 @@ class PolicyFeed:
         self._fetched[shard] = answer.revision
         if answer.items:
             self._heads[shard] = answer.items[0]
-            self._tell(shard, answer.items[0].version)
         else:
             self._heads.pop(shard, None)
 
@@ -341,7 +382,10 @@ class PolicyFeed:
                     # No valid record: absent. What lies under another home is left as it is.
                     _drop_from(claims, at)
         for tenant in touched:
-            self._decide(tenant)
+            if self._book.tenant(tenant) is not None and self._claims[tenant].has_moved_on:
+                self._leaving[tenant] = None
+            else:
+                self._decide(tenant)
 
     def _own_key(self, at: layout.KeyKey, value: bytes) -> KeyRecord:
         """A key's record, which is never in the place of another tenant's key."""

@@ -74,6 +74,22 @@ class Claims:
         genesis = next((record.genesis for record in self.records.values()), None)
         return None if genesis is None else longest(self._statements, genesis)[1]
 
+    @property
+    def has_moved_on(self) -> bool:
+        """Whether the record that it has moved to is still to be had: a home has said that the tenant has left it."""
+        home = self.lacks
+        return home is not None and any(record.left for record in self.records.values())
+
+    @property
+    def lacks(self) -> RegionId | None:
+        """The home that the statements lead to, where its record is not known, or is not the one that was named."""
+        home = self.home
+        try:
+            found = self.current()
+        except RecordError:
+            return home
+        return home if found is None and not self._forked else None
+
     def current(self) -> TenantRecord | None:
         """The record that counts; None where there is none.
 

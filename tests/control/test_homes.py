@@ -24,9 +24,9 @@ from mesh.control.records import (
     next_revision,
 )
 from mesh.control.statements import Statement, make_statement
-from mesh.control.store import Delete, Op, Put
+from mesh.control.store import Delete, Op, Put, StoreUnavailableError
 from mesh.policy.bundle import PolicyBook, TenantKey
-from mesh.policy.shards import shard_of
+from mesh.policy.shards import Shard, shard_of
 from mesh.runtime import SystemClock
 from mesh.types import Jurisdiction, KeyId, RegionId, Revision, TenantId
 
@@ -290,3 +290,81 @@ async def test_who_saw_a_statement_never_goes_back_behind_it() -> None:
             await asyncio.sleep(0)
         assert book.tenant(tenant) is None, "never by the old record"
         running.cancel()
+
+
+async def test_a_home_that_is_read_again_alone_takes_the_other_one_along() -> None:
+    """Events are lost: of the old home's shard the last word is read before anything of the new home is known."""
+    homes, store = in_memory()
+    await homes.begin()
+    tenant = homes.tenant
+    for old, new in ((A, B), (B, C), (C, A)):
+        book, heard = Kept(tenant), list[tuple[Shard, RegionId | None]]()
+
+        class Listener:
+            def applied(self, shard: Shard, number: int) -> None:
+                policy = book.tenant(tenant)  # noqa: B023 - of this round
+                heard.append((shard, None if policy is None else policy.home))  # noqa: B023
+
+            def went_back(self) -> None:
+                raise AssertionError
+
+        feed = PolicyFeed(store, book, SystemClock(), trust_in(), None, Listener())
+        await feed._load()
+        heard.clear()
+        await homes.move(old, new)
+        shard = shard_of(old, tenant)
+        item = store.value(layout.head_key(shard))
+        assert item is not None
+        assert await feed.catch_up(shard, item.version)
+        policy = book.tenant(tenant)
+        assert policy is not None
+        assert policy.home == new
+        assert book.dropped == 0, "what runs goes on"
+        assert {shard for shard, _ in heard} == {shard, shard_of(new, tenant)}
+        assert {home for _, home in heard} == {new}, "nothing is told before it is acted on"
+        assert not feed.invalid
+
+
+async def test_a_home_that_cannot_be_read_leaves_its_tenant_refused() -> None:
+    homes, store = in_memory()
+    await homes.begin()
+    tenant = homes.tenant
+    book = Kept(tenant)
+    feed = PolicyFeed(store, book, SystemClock(), trust_in())
+    await feed._load()
+    await homes.move(A, B)
+    item = store.value(layout.head_key(shard_of(A, tenant)))
+    assert item is not None
+    reads = feed._reread
+
+    async def fail(shard: Shard) -> None:
+        if shard.home == B:
+            raise StoreUnavailableError("UNAVAILABLE")
+        await reads(shard)
+
+    feed._reread = fail
+    with pytest.raises(StoreUnavailableError):
+        await feed.catch_up(shard_of(A, tenant), item.version)
+    assert book.tenant(tenant) is None, "never by the old record"
+    assert feed.number(shard_of(A, tenant)) == item.version
+    feed._reread = reads
+    item = store.value(layout.head_key(shard_of(B, tenant)))
+    assert item is not None
+    await feed.catch_up(shard_of(B, tenant), item.version)
+    policy = book.tenant(tenant)
+    assert policy is not None
+    assert policy.home == B
+
+
+class Kept(PolicyBook):
+    """Counts how often the tenant had no record."""
+
+    def __init__(self, tenant: TenantId) -> None:
+        super().__init__()
+        self.dropped = 0
+        self.loaded = True
+        self._kept = tenant
+
+    def drop_tenant(self, tenant: TenantId) -> None:
+        self.dropped += tenant == self._kept and self.tenant(tenant) is not None
+        super().drop_tenant(tenant)
