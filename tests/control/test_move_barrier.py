@@ -1,0 +1,95 @@
+"""When a move is over, nobody acts on what the old home said; and what the new home removes holds meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+from manual_clock import ManualClock
+from member_lab import ABROAD, HOME, SG, VN, Gateway, World
+from trust_lab import changes_in
+
+from mesh.control.changes import Changes
+from mesh.control.standing import Standing
+from mesh.policy.authority import wait_s
+from mesh.policy.bundle import Spans
+from mesh.types import TenantId
+
+HOME_S = 60.0
+
+
+async def begun(world: World) -> tuple[TenantId, Gateway, Gateway, Changes]:
+    """A tenant of HOME, a gateway in each place that has authority, and the admin of the home that it may come to."""
+    tenant = await world.tenant()
+    await world.changes.set_authority(tenant, Spans(home_s=HOME_S, foreign_s=6))
+    made = await world.changes.tenant(tenant)
+    await world.changes.settle_authority(tenant, made.policy.revision)
+    home, abroad = world.gateway(HOME), world.gateway(ABROAD)
+    await world.clock.advance(2.5)
+    assert min(home.left_s(tenant, VN), abroad.left_s(tenant, SG)) > 0
+    return tenant, home, abroad, changes_in(world.store, ABROAD, world.clock)
+
+
+async def test_a_move_returns_at_once_where_everybody_knows_of_it() -> None:
+    async with World().running() as world:
+        tenant, home, abroad, new = await begun(world)
+        await new.moves.prepare(tenant, HOME)
+        await world.clock.advance(0)
+        await world.changes.moves.leave(tenant, ABROAD)
+        outcome, _ = await new.moves.finish(tenant)
+        told = world.wait(outcome)
+        await world.clock.advance(0.5)
+        assert told.state.done
+        assert set(told.standings()) == {Standing.ACKNOWLEDGED}
+        for gateway in (home, abroad):
+            policy = gateway.book.tenant(tenant)
+            assert policy is not None
+            assert (policy.home, policy.home_jurisdiction) == (ABROAD, SG)
+            assert min(gateway.left_s(tenant, place) for place in (VN, SG)) > 0, "it never stopped serving"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_gateway_that_is_cut_off_is_waited_for_by_the_old_homes_times(which: int) -> None:
+    async with World(ManualClock()).running() as world:
+        tenant, *gateways, new = await begun(world)
+        await new.moves.prepare(tenant, HOME)
+        await world.clock.advance(2.5)
+        lost = gateways[which]
+        await lost.membership.renew()
+        lost.link.set_cut(True)
+        await world.changes.moves.leave(tenant, ABROAD)
+        outcome, record = await new.moves.finish(tenant)
+        acted = list[float]()
+
+        def look(_: object) -> None:
+            acted.append(max(lost.left_s(tenant, place) for place in (VN, SG)))
+
+        told = world.wait(outcome, look)
+        await world.clock.advance(HOME_S - 1)
+        assert not told.state.done
+        assert acted[-1] > 0, "it still acts on what the old home said"
+        await world.clock.advance(wait_s(HOME_S) - HOME_S + 2)
+        assert told.state.done
+        assert acted[-1] == 0
+        assert sorted(told.standings()) == [Standing.ACKNOWLEDGED, Standing.TIMED_OUT]
+        settled = await new.settle_authority(tenant, record.policy.revision)
+        assert not settled.tenant.policy.authority_before
+
+
+async def test_what_the_new_home_removes_before_the_move_is_over_waits_by_both_homes_times() -> None:
+    async with World(ManualClock()).running() as world:
+        tenant, home, _, new = await begun(world)
+        await new.moves.prepare(tenant, HOME)
+        await world.clock.advance(2.5)
+        await home.membership.renew()
+        home.link.set_cut(True)
+        await world.changes.moves.leave(tenant, ABROAD)
+        await new.moves.finish(tenant)
+        pinned = await new.set_allowed(tenant, frozenset({SG}))
+        assert pinned.shrink is not None
+        assert pinned.shrink.span_s == HOME_S, "in Hanoi somebody may act by the time of a home"
+        told = world.wait(pinned)
+        await world.clock.advance(HOME_S - 1)
+        assert not told.state.done
+        assert home.left_s(tenant, VN) > 0
+        await world.clock.advance(wait_s(HOME_S) - HOME_S + 2)
+        assert told.state.done
+        assert home.left_s(tenant, VN) == 0
