@@ -22,6 +22,8 @@ from mesh.ports import Clock, Entropy
 from mesh.types import Here, KeyId, RegionId, Revision, TenantId, TenantState
 
 _KEY_BYTES = 48
+_BROUGHT_S = 86_400
+"""For so long the name of a tenant that may come here is kept for it: whoever moves it brings the name each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Tenants:
         async with self._creating:
             account = await self._account_named(name)
             # One that is not ready and did not begin here is of a tenant that may come here.
-            if account is not None and (account.ready or account.tenant != tenant_id(self._here.region, account.nonce)):
+            if account is not None and (account.ready or not self._began_here(account)):
                 raise MeshError(Code.TENANT_EXISTS, param="name")
             await self._check_free(label, None if account is None else account.tenant)
             if account is None:
@@ -252,12 +254,30 @@ class Tenants:
             raise MeshError(Code.TENANT_EXISTS, param="name") from None
 
     async def _account_named(self, name: str) -> Account | None:
-        """The account of a name; the name of a tenant that has left is forgotten."""
+        """The account of a name. That of a tenant that has left is forgotten, and of one that never came."""
         account = await self._ledger.account_named(name)
-        if account is not None and account.ready and await self._changes.moves.has_left(account.tenant):
-            await self._ledger.drop_account(account.tenant)
+        if account is None:
             return None
-        return account
+        if account.ready:
+            gone = await self._changes.moves.has_left(account.tenant)
+        else:
+            late = self._clock.wall_s() - account.created_s > _BROUGHT_S
+            gone = late and not self._began_here(account) and not await self._is_here(account.tenant)
+        if gone:
+            await self._ledger.drop_account(account.tenant)
+        return None if gone else account
+
+    def _began_here(self, account: Account) -> bool:
+        return account.tenant == tenant_id(self._here.region, account.nonce)
+
+    async def _is_here(self, tenant: TenantId) -> bool:
+        try:
+            await self._changes.tenant(tenant)
+        except MeshError as error:
+            if error.code is not Code.TENANT_NOT_FOUND:
+                raise
+            return False
+        return True
 
     async def _record(self, tenant: str) -> TenantRecord:
         known, _ = await self._known(tenant)

@@ -376,3 +376,53 @@ def test_a_tenant_that_came_back_stays_back_whatever_is_forgotten(tmp_path: Path
     assert database.last_words("/a") == []
     assert [one.revision for one in database.signed_since_made()] == [6]
     database.close()
+
+
+async def test_after_a_last_word_nothing_else_of_the_tenant_is_kept_until_it_may_come_back(tmp_path: Path) -> None:
+    at, other = f"/mesh/policy/{VN}/3/{ACME}", f"/mesh/policy/{VN}/4/{GLOBEX}"
+
+    async def refused(work: object) -> None:
+        with pytest.raises(MeshError) as caught:
+            await work  # pyright: ignore[reportGeneralTypeIssues]
+        assert caught.value.code is Code.MOVE_UNFINISHED
+
+    async with opened(tmp_path) as ledger:
+        await ledger.made([await ledger.signed(at, b"1", 1, Revision(1))])
+        number = await ledger.signed_move(at, b"left", 1, Revision(2), last=True)
+        assert await ledger.last_words(at) == [(number, b"left")]
+    async with opened(tmp_path) as ledger:  # also in another process
+        before = [one.value for one in await ledger.signed_since_made()]
+        for epoch in (1, 2):
+            await refused(ledger.signed(at, b"2", epoch, Revision(9)))
+            await refused(ledger.signed(f"{at}/key/K", b"3", epoch, Revision(9)))
+        await refused(ledger.signed_move(at, b"left for elsewhere", 1, Revision(2), last=True))
+        assert [one.value for one in await ledger.signed_since_made()] == before, "nothing of it stays"
+        await ledger.signed(other, b"4", 1, Revision(1))
+        again = await ledger.signed_move(at, b"left", 1, Revision(2), last=True)
+        await ledger.made([again])
+        assert await ledger.last_words(at) == [(number, b"left")]
+        await ledger.signed_move(at, b"left, anew", 2, Revision(2), last=True)
+        first = await ledger.signed_move(at, b"first", 2, Revision(5), last=False)
+        assert await ledger.last_words(at) == []
+        await ledger.signed(f"{at}/key/K", b"5", 2, Revision(5))
+        await ledger.unmade(first)
+        await refused(ledger.signed(at, b"6", 2, Revision(6)))
+
+
+async def test_a_surely_void_last_word_is_forgotten(tmp_path: Path) -> None:
+    at = f"/mesh/policy/{VN}/3/{ACME}"
+    async with opened(tmp_path) as ledger:
+        number = await ledger.signed_move(at, b"left", 1, Revision(2), last=True)
+        await ledger.unmade(number)
+        await ledger.signed(at, b"2", 1, Revision(2))
+        await ledger.signed_move(at, b"left for elsewhere", 1, Revision(3), last=True)
+
+
+async def test_the_name_of_a_tenant_that_left_is_forgotten(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        account = Account(tenant=ACME, home=VN, name="acme", nonce=bytes(16), created_s=1, ready=True)
+        await ledger.add_account(account)
+        await ledger.drop_account(ACME)
+        await ledger.drop_account(GLOBEX)
+        assert await ledger.account_named("acme") is None
+        await ledger.add_account(replace(account, tenant=GLOBEX))
