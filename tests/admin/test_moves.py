@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -278,6 +279,24 @@ async def test_a_public_label_is_one_tenants_of_its_home_and_moves_with_it(tmp_p
         assert (error.code, error.param) == (Code.TENANT_EXISTS, "label")
         assert (await b.SetLabel(pb.SetLabelRequest(tenant=acme.tenant, label=""))).label == ""
         assert (await desk.prepare(globex, B)).label == "acme-ai"
+
+
+async def test_a_name_that_was_brought_and_never_needed_is_free_again_after_a_day(tmp_path: Path) -> None:
+    async with two_homes(tmp_path) as (desk, _):
+        a, b = desk.stubs[A], desk.stubs[B]
+        acme = await a.CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN", "SG"]))
+        await desk.prepare(acme, B)
+        same = pb.CreateTenantRequest(name="acme", allowed=["SG"])
+        assert (await refused(b.CreateTenant(same))).code is Code.TENANT_EXISTS, "it is kept for the one that may come"
+        ledger = open_ledger(desk.settings.ledger, B, clock=SystemClock(), tasks=TaskGroupTasks, log=_quiet())
+        async with ledger as new:
+            brought = await new.account(TenantId(acme.tenant))
+            assert brought is not None
+            await new.drop_account(brought.tenant)
+            await new.add_account(replace(brought, created_s=brought.created_s - 90_000))
+        other = await b.CreateTenant(same)
+        assert other.tenant != acme.tenant
+        assert (await refused(desk.prepare(acme, B))).code is Code.TENANT_EXISTS
 
 
 async def test_what_cannot_be_moved_is_told(tmp_path: Path) -> None:
