@@ -11,17 +11,8 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from mesh.control import edits, layout
-from mesh.control.commits import (
-    DEADLINE_S,
-    Before,
-    Commits,
-    Draft,
-    Journal,
-    Outcome,
-    existing,
-    key_record,
-    tenant_record,
-)
+from mesh.control.commits import DEADLINE_S, Commits
+from mesh.control.drafts import Before, Draft, Journal, Outcome, existing, key_record, tenant_record
 from mesh.control.history import StoreHistory
 from mesh.control.moves import Moves
 from mesh.control.records import (

@@ -12,16 +12,16 @@ only. Where the store may be away, that read comes first: it fails before anythi
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Protocol
 
 from mesh.control import layout
+from mesh.control.drafts import Before, Draft, Journal, Outcome, existing, key_record, tenant_record
 from mesh.control.history import StoreHistory
 from mesh.control.homes import chained
-from mesh.control.memberships import Member, members_of
+from mesh.control.memberships import members_of
 from mesh.control.ops import checked_op_id, new_op_id
 from mesh.control.records import (
     KeyRecord,
@@ -29,9 +29,7 @@ from mesh.control.records import (
     RecordError,
     TenantRecord,
     Trust,
-    decode_key,
     decode_op,
-    decode_tenant,
     encode_head,
     encode_key,
     encode_op,
@@ -52,9 +50,8 @@ from mesh.control.store import (
 )
 from mesh.errors import Code, MeshError
 from mesh.policy.shards import shard_of
-from mesh.policy.shrink import Shrink
 from mesh.ports import Clock, Entropy, Instant
-from mesh.types import KeyId, MemberId, RegionId, Revision, TenantId
+from mesh.types import KeyId, RegionId, Revision, TenantId
 
 DEADLINE_S = 4.0
 """For a whole change or read, tries included: `admin` says within 5 s that the store is away."""
@@ -62,104 +59,6 @@ _TRIES = 8
 _CALL_S = 2.0
 _PAUSE_S = 0.1
 _PAGE = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What there is after a change, and what a wait for it must know.
-
-    Attributes:
-        tenant: The record that stands, with `revision` or a later one.
-        key: The key that was made or that ended.
-        changed: False where everything was so already; `shrink` then says what earlier changes took away.
-        revision: What every member must have done with: the one that was made, or where nothing changed, the newest.
-        op_id: Asks for the same change again.
-        resumed: Whether it had been made before under this op id.
-        number: The shard's, that holds the change; 0 where nothing is waited for.
-        members: Who held a grant when it was made; read afterwards where it was not made now.
-        shrink: What it took away; None if nothing.
-        key_id: The key that ended, if one did.
-        drain_s: How long what runs may go on where it is no longer allowed.
-        committed: When the answer was received that told of it.
-    """
-
-    tenant: TenantRecord
-    key: KeyRecord | None
-    changed: bool
-    revision: Revision
-    op_id: str
-    resumed: bool
-    number: int
-    members: Mapping[MemberId, Member]
-    shrink: Shrink | None
-    key_id: KeyId | None
-    drain_s: float
-    committed: Instant
-
-
-class Journal(Protocol):
-    """Keeps every signed record of a home, for the day on which the control store must be written anew."""
-
-    async def signed(self, key: str, value: bytes, epoch: int, revision: Revision) -> int:
-        """Keeps a record that is about to be sent, for good, and numbers it."""
-        ...
-
-    async def made(self, numbers: Sequence[int]) -> None:
-        """Notes that records surely came into the store."""
-        ...
-
-    async def unmade(self, number: int) -> None:
-        """Forgets one that surely never came into the store."""
-        ...
-
-    async def signed_move(self, key: str, value: bytes, epoch: int, revision: Revision, *, last: bool) -> int:
-        """As `signed`, for a home's last word of a tenant, or for the first one of a home that it is to come to.
-
-        From a last word on nothing else about the tenant is signed, until it is to come back.
-
-        Raises:
-            MeshError: `move_unfinished`: another last word was signed, and may have been sent.
-        """
-        ...
-
-    async def last_words(self, key: str) -> Sequence[tuple[int, bytes]]:
-        """The last words for a record's key that were signed and are not known to have been made, and their numbers."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Before:
-    """What a change starts from, as of one revision of the store; 0 where a record was never put.
-
-    Attributes:
-        tenant: The record that counts, with the statements of all moves; None where there is none.
-        found: The one that stands, whether it counts or not.
-        more: What else was asked for.
-    """
-
-    tenant: TenantRecord | None
-    found: TenantRecord | None
-    tenant_at: int
-    key: KeyRecord | None
-    key_at: int
-    op: OpMark | None
-    number: int
-    members: Mapping[MemberId, Member]
-    read: Instant
-    more: tuple[RangeResult, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """What a change makes of what stands. `compares` must hold as well for it to be made."""
-
-    tenant: TenantRecord
-    key: KeyRecord | None = None
-    changed: bool
-    shrink: Shrink | None = None
-    key_id: KeyId | None = None
-    drain_s: float = 0.0
-    compares: tuple[Compare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -484,13 +383,6 @@ class Commits:
         return min(_CALL_S, deadline_s - self._clock.now_s())
 
 
-def existing(before: Before) -> TenantRecord:
-    """The tenant's record; `tenant_not_found` where there is none."""
-    if before.tenant is None:
-        raise MeshError(Code.TENANT_NOT_FOUND)
-    return before.tenant
-
-
 def _told(before: Before, mark: OpMark, request: _Request, *, resumed: bool) -> Outcome:
     """What an op key tells of a change that was made."""
     if mark.asked != request.asked:
@@ -541,25 +433,3 @@ def _mark(item: KeyValue | None) -> OpMark | None:
     except RecordError:
         pass
     raise MeshError(Code.INTERNAL_ERROR, hint="An op's record in the control store is not valid.")
-
-
-def tenant_record(item: KeyValue, trust: Trust) -> TenantRecord | None:
-    """The tenant's record that stands at a key, or None."""
-    at = layout.parse(item.key)
-    if not isinstance(at, layout.PolicyKey):
-        return None
-    try:
-        return decode_tenant(at, item.value, trust)
-    except RecordError:
-        return None
-
-
-def key_record(item: KeyValue, trust: Trust) -> KeyRecord | None:
-    """The record of a key that stands at a key, or None."""
-    at = layout.parse(item.key)
-    if not isinstance(at, layout.KeyKey):
-        return None
-    try:
-        return decode_key(at, item.value, trust)
-    except RecordError:
-        return None

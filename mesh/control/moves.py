@@ -16,17 +16,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mesh.control import edits, layout
-from mesh.control.commits import (
-    DEADLINE_S,
-    Before,
-    Commits,
-    Draft,
-    Journal,
-    Outcome,
-    existing,
-    key_record,
-    tenant_record,
-)
+from mesh.control.commits import DEADLINE_S, Commits
+from mesh.control.drafts import Before, Draft, Journal, Outcome, existing, key_record, tenant_record
 from mesh.control.homes import chained
 from mesh.control.memberships import members_of
 from mesh.control.ops import new_op_id

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from mesh.control import layout
-from mesh.control.commits import Journal
+from mesh.control.drafts import Journal
 from mesh.control.epoch import EpochStart, decode_recovery, encode_recovery
 from mesh.control.history import StoreHistory
 from mesh.control.ops import new_op_id
