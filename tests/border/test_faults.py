@@ -203,7 +203,6 @@ def test_a_home_is_cut_off_while_it_writes(races: Races, fault: Fault, router: R
             for racer in racers:
                 races.widen(racer)
         one.faults = 2
-        one.returned(one.pin(*races.racers))
 
 
 def test_a_gateway_is_killed(races: Races, fault: Fault) -> None:
@@ -219,20 +218,11 @@ def test_a_gateway_is_killed(races: Races, fault: Fault) -> None:
         one.returned(asked)
 
 
-def test_a_gateway_stands_still_for_a_second(races: Races, fault: Fault) -> None:
-    with fault("sg's gateway stopped for 1 s") as one:
-        with races.standing_still("sg"):
-            asked = one.pin(*races.racers)
-            threading.Event().wait(1.0)
-        one.is_healed()
-        one.returned(asked)
-
-
-def test_gateways_stand_still_for_longer_than_their_authority(races: Races, fault: Fault) -> None:
-    """For 8 s in sg and 30 s in jp: the removals return meanwhile, and what goes on then finds that it may not."""
-    v1 = by_place(races, "SG")[0]
-    with fault("gateways stopped for 8 s and 30 s") as one:
-        one.faults = 2
+def test_gateways_stand_still(races: Races, fault: Fault) -> None:
+    """For 8 s and for 1 s in sg, for 30 s in jp: what goes on after a removal has returned finds that it may not."""
+    there = by_place(races, "SG")
+    with fault("gateways stopped for 1 s, 8 s and 30 s") as one:
+        one.faults = 3
         began = now_s()
         with races.standing_still("jp"):
             with races.standing_still("sg"):
@@ -241,10 +231,14 @@ def test_gateways_stand_still_for_longer_than_their_authority(races: Races, faul
                 threading.Event().wait(max(0.0, began + 8 - now_s()))
             one.returned(asked)
             assert all({"timed out", "lapsed"} & set(pin.members.values()) for pin in pins)
-            # Whoever has been silent for W is not waited for.
-            races.widen(v1)
-            races.wait_served([v1.tenant.id], "SG", now_s())
-            one.returned(one.pin(v1))
+            for racer in there:
+                races.widen(racer)
+            races.wait_served([racer.tenant.id for racer in there], "SG", now_s())
+            # Whoever has been silent for W, as jp's, is not waited for.
+            with races.standing_still("sg"):
+                asked = one.pin(*there)
+                threading.Event().wait(1.0)
+            one.returned(asked)
             threading.Event().wait(max(0.0, began + 30 - now_s()))
         one.is_healed()
         races.watch(["JP", "SG"])
@@ -266,7 +260,7 @@ def test_an_admin_is_killed_between_the_steps_of_a_change(races: Races, fault: F
     admin, gateway = races.countries.parts["admin-vn"], races.countries.parts["gateway-sg-g1"]
     racers = [racer for racer in races.racers if racer.home == "vn"]
     with fault("the home's admin killed between the steps of a change") as one:
-        for delay_s in (0.02, 0.1, 0.25):
+        for delay_s in (0.05, 0.2):
             asked = one.pin(*racers)
             threading.Event().wait(delay_s)
             admin.kill()
@@ -282,7 +276,7 @@ def test_an_admin_is_killed_between_the_steps_of_a_change(races: Races, fault: F
             wait_until(lambda: races.waits("vn") >= len(racers), "it waits again", deadline_s=60)
         one.is_healed()
         one.returned(asked)
-        one.faults = 4
+        one.faults = 3
     assert gateway.runs
 
 
@@ -317,8 +311,8 @@ def conclude(races: Races, report: Report) -> None:
     seen = {
         "I1": f"{counts['calls sent after a return']} calls of clients that were sent after {counts['promises']} "
         "removals had returned, under load and faults: none admitted there",
-        "I2": f"{counts['records of calls before a return']} calls that gateways there had admitted before, and "
-        f"{counts['looks at a processor']} looks at the processes that run models: none went on",
+        "I2": f"{counts['calls that ran and were cut']} calls that ran there were cut, and "
+        f"{counts['looks at a processor']} looks at the processes that run models, after a return, saw no work",
         "I3": f"{counts['parcels sent after a return']} parcels of a gateway that asks nobody, sent after the return: "
         "none taken up",
     }
