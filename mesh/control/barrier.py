@@ -3,7 +3,8 @@
 Whether it does is judged (`standing.py`) on the tenant's record, the grants and the acknowledgements as they stood at
 one revision of the store, not older than a linearizable read that was asked for after the commit: that read itself, or
 what an unbroken watch has made of it since. So no further round trip follows the last acknowledgement
-(docs/decisions/0013). What time alone decides is judged on a read.
+(docs/decisions/0013). What time alone decides is judged on a read. Where the tenant has left this home meanwhile, what
+its next homes have put is read as well: they may have given back what was taken.
 
 For some time after a recovery of the store every wait takes its full W: see `epoch.py`.
 
@@ -25,7 +26,7 @@ from mesh.control.epoch import EpochStart
 from mesh.control.history import StoreHistory
 from mesh.control.members import Following, Members, SeenAck
 from mesh.control.memberships import Ack, Drain, decode_ack, grant_of, members_of
-from mesh.control.records import RecordError, Trust, decode_tenant
+from mesh.control.records import RecordError, TenantRecord, Trust, decode_tenant
 from mesh.control.standing import (
     BarrierState,
     Committed,
@@ -53,7 +54,7 @@ from mesh.policy.bundle import TenantPolicy
 from mesh.policy.shards import Shard
 from mesh.ports import Clock, Instant
 from mesh.telemetry.log import Log
-from mesh.types import GatewayId, MemberId, RegionId, TenantId
+from mesh.types import GatewayId, MemberId, RegionId, Revision, TenantId
 
 __all__ = ["Barrier", "BarrierState", "MemberRow", "MemberState", "Standing"]
 _TICK_S = 1.0
@@ -258,6 +259,7 @@ class _Wait:
         policy = change.tenant.policy
         self._made = policy if policy.revision == change.revision else None
         self._fresh = False
+        self._left = False
         self._watch: object | None = None
         self._read_s = self._said_s = clock.now_s()
         self._said: BarrierState | None = None
@@ -293,7 +295,8 @@ class _Wait:
             return
         except StoreError as error:
             raise _unasked(error) from None
-        self._fresh, self._watch = True, watch
+        # Of what another home puts the watch that is followed here does not tell: it is read again.
+        self._fresh, self._watch = True, None if self._left else watch
 
     def news(self, *, judged: bool = False) -> BarrierState | None:
         """The state, if it differs from what was said last, or nothing was said for a second.
@@ -403,42 +406,65 @@ class _Wait:
 
     async def _is_superseded(self, item: KeyValue) -> bool:
         """Whether a later revision gave back what the change took. Raises StoreUnavailableError: cannot be told now."""
-        change, shrink = self._change, self._change.shrink
-        newest = self._policy(item)
-        if newest.revision < change.revision:
+        change, shrink, record = self._change, self._change.shrink, self._record(item)
+        if record.policy.revision < change.revision:
             raise _other_store()
-        if shrink is None or newest.revision <= self._checked:
+        if shrink is None or not (shrink.removed or shrink.lowered):
+            return False  # a key stays revoked, and a home left
+        self._left, stays = record.left, [(item, record, Revision(0))]
+        while record.left:
+            found = await self._range(layout.policy_key(record.chain[-1].new_home, record.policy.tenant))
+            since = record.policy.revision
+            if found is None or (record := self._record(found)).policy.revision < since:
+                raise _other_store()
+            stays.append((found, record, since))
+        newest = record.policy
+        if newest.revision <= self._checked:
             return False
         if is_superseded(change, [newest], self._made):
             return True
         # Since when a jurisdiction is out of the pin the record says itself; of the rest only its history tells.
         if not tells_by_itself(change, newest):
-            later = [newest]
-            while later[-1].revision > self._checked and (earlier := await self._before(item)) is not None:
-                item = earlier
-                later.append(self._policy(item))
-            if later[-1].revision > self._checked:
-                return True  # forgotten: nobody can tell any more that it was not
-            if later[-1].revision == change.revision:
-                self._made = self._made or later[-1]
-            if is_superseded(change, [one for one in later if one.revision > change.revision], self._made):
-                return True
+            for item, record, since in reversed(stays):
+                later = await self._later(item, record, max(since, self._checked))
+                if later is None:
+                    return True  # forgotten: nobody can tell any more that it was not
+                if later[-1].revision == change.revision:
+                    self._made = self._made or later[-1]
+                if is_superseded(change, [one for one in later if one.revision > change.revision], self._made):
+                    return True
         self._checked = newest.revision
         return False
+
+    async def _later(self, item: KeyValue, record: TenantRecord, since: Revision) -> list[TenantPolicy] | None:
+        """What a home put of the tenant, back to a revision; None where that is not known, or was partly elsewhere."""
+        later = [record.policy]
+        while later[-1].revision > since:
+            earlier = await self._before(item)
+            if earlier is None:
+                return None
+            item = earlier
+            later.append(self._record(item).policy)
+            if later[-2].revision > later[-1].revision + 1:
+                return None
+        return later
 
     async def _before(self, item: KeyValue) -> KeyValue | None:
         """The record that one replaced; None if the store no longer has it."""
         try:
-            answer = await self._store.range(Range(item.key, revision=item.mod_revision - 1), timeout_s=_READ_S)
+            return await self._range(item.key, item.mod_revision - 1)
         except CompactedError:
             return None
+
+    async def _range(self, key: str, revision: int = 0) -> KeyValue | None:
+        answer = await self._store.range(Range(key, revision=revision), timeout_s=_READ_S)
         return answer.items[0] if answer.items else None
 
-    def _policy(self, item: KeyValue) -> TenantPolicy:
+    def _record(self, item: KeyValue) -> TenantRecord:
         at = layout.parse(item.key)
         if isinstance(at, layout.PolicyKey):
             with suppress(RecordError):
-                return decode_tenant(at, item.value, self._trust).policy
+                return decode_tenant(at, item.value, self._trust)
         raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
 
     def _left_s(self, most_s: float) -> float:

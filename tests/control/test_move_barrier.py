@@ -7,13 +7,15 @@ from manual_clock import ManualClock
 from member_lab import ABROAD, HOME, SG, VN, Gateway, World
 from trust_lab import changes_in
 
-from mesh.control.changes import Changes
+from mesh.control.changes import Changes, Outcome
 from mesh.control.standing import Standing
 from mesh.policy.authority import wait_s
 from mesh.policy.bundle import Spans
-from mesh.types import TenantId
+from mesh.types import KeyId, TenantId, TenantState
 
 HOME_S = 60.0
+K1, K2 = KeyId("K" * 12), KeyId("L" * 12)
+STATES = {"suspend": TenantState.SUSPENDED, "resume": TenantState.ACTIVE}
 
 
 async def begun(world: World) -> tuple[TenantId, Gateway, Gateway, Changes]:
@@ -93,3 +95,53 @@ async def test_what_the_new_home_removes_before_the_move_is_over_waits_by_both_h
         await world.clock.advance(wait_s(HOME_S) - HOME_S + 2)
         assert told.state.done
         assert home.left_s(tenant, VN) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "superseded"),
+    [
+        ("suspend", ["move"], False),
+        ("suspend", ["move", "key"], False),
+        ("suspend", ["move", "resume"], True),
+        ("suspend", ["move", "resume", "suspend"], True),
+        ("suspend", ["resume", "suspend", "move"], True),
+        ("suspend", ["move", "back"], True),  # what the other home put is not looked for
+        ("suspend", ["move", "resume", "suspend", "back"], True),
+        ("pin", ["move"], False),
+        ("pin", ["move", "suspend"], False),
+        ("pin", ["move", "allow"], True),
+        ("pin", ["move", "allow", "pin"], True),
+        ("key", ["move", "resume"], False),
+    ],
+)
+async def test_what_the_next_home_gave_back_is_superseded(first: str, then: list[str], superseded: bool) -> None:
+    async with World().running() as world:
+        tenant, _home, _abroad, new = await begun(world)
+        old = at = world.changes
+        await old.create_key(tenant, K1, "sha256$00")
+
+        async def change(name: str) -> Outcome | None:
+            nonlocal at
+            match name:
+                case "suspend" | "resume":
+                    return await at.set_state(tenant, STATES[name])
+                case "pin" | "allow":
+                    return await at.set_allowed(tenant, frozenset({SG} if name == "pin" else {SG, VN}))
+                case "key":
+                    return await at.revoke_key(K1) if at is old else await at.create_key(tenant, K2, "sha256$00")
+                case _:
+                    there, here = (new, HOME) if name == "move" else (old, ABROAD)
+                    await there.moves.prepare(tenant, here)
+                    await at.moves.leave(tenant, ABROAD if name == "move" else HOME)
+                    await there.moves.finish(tenant)
+                    at = there
+                    return None
+
+        outcome = await change(first)
+        assert outcome is not None
+        for name in then:
+            await change(name)
+        told = world.wait(outcome)
+        await world.clock.advance(0.5)
+        assert told.state.superseded is superseded
+        assert told.state.done is not superseded
