@@ -87,9 +87,17 @@ class Notebook:
         return self.count
 
     def _left(self, key: str) -> int | None:
-        """The last word that nothing has followed."""
+        """The last word that nothing has followed, and that nothing was made in the place of."""
         at = key.partition("/key/")[0]
-        own = [number for number in self.moves if self.rows[number][0] == at]
+        made = [
+            row[2:] for number, row in self.rows.items() if row[0] == at and number in self.made_rows - set(self.moves)
+        ]
+        own = [
+            number
+            for number, last in self.moves.items()
+            if self.rows[number][0] == at
+            and not (last and number not in self.made_rows and any(one >= self.rows[number][2:] for one in made))
+        ]
         return max(own) if own and self.moves[max(own)] else None
 
     async def made(self, numbers: Sequence[int]) -> None:

@@ -50,13 +50,14 @@ def restored_tenant(signed: Sequence[Signed[TenantRecord]], floor: Revision) -> 
         None where that cannot be said: it may be that the tenant left, and it may be that it was narrowed instead.
     """
     signed = since_last_move(signed)
-    lasts = [one for one in signed if one.record.left]
+    lasts = [one for one in signed if one.record.left and not _is_void(one, signed)]
     if lasts:
         word = lasts[-1]
         rivals = [one for one in signed if not one.record.left and not one.made]
         if not any(one.made for one in lasts) and any(one.revision >= word.revision for one in rivals):
             return None
         return word.record
+    signed = [one for one in signed if not one.record.left]
     if all(one.record.is_first for one in signed):
         # It counts only as the old home has named it; and can be made again from what that has said.
         return max(signed, key=_place).record
@@ -103,6 +104,15 @@ def allows_less(restored: TenantPolicy, known: TenantPolicy) -> bool:
 def surely_made(signed: Sequence[Signed[TenantRecord]]) -> TenantPolicy:
     """The newest policy that surely came into the store; the first one where none did."""
     return _base(since_last_move(signed))[0].record.policy
+
+
+def _is_void(word: Signed[TenantRecord], signed: Sequence[Signed[TenantRecord]]) -> bool:
+    """Whether a last word surely never was made: something else surely was made in its place, or after that.
+
+    From a last word on nothing else is made, so what was made was begun before; and of two that replace the same record
+    one is made.
+    """
+    return not word.made and any(one.made and not one.record.left and _place(one) >= _place(word) for one in signed)
 
 
 def _base(signed: Sequence[Signed[Record]]) -> tuple[Signed[Record], list[Signed[Record]]]:

@@ -146,7 +146,7 @@ class Database:
             (number,) = inserted.inserted_primary_key or (0,)
             query = (
                 sa.select(table.move, table.epoch, table.value)
-                .where(table.at == tenant_at, table.move != "", table.number != number)
+                .where(table.at == tenant_at, table.move != "", table.number != number, ~_is_void())
                 .order_by(table.number.desc())
             )
             before = connection.execute(query).first()
@@ -273,6 +273,14 @@ class Database:
         if self._engine.dialect.name == "postgresql":
             return postgresql.insert(table).on_conflict_do_nothing()
         return sqlite.insert(table).on_conflict_do_nothing()
+
+
+def _is_void() -> sa.ColumnElement[bool]:
+    """Whether a row is a last word that surely never was made: something else was, in its place or after that."""
+    table, other = POLICY_RECORDS.c, POLICY_RECORDS.alias("other").c
+    later = sa.or_(other.epoch > table.epoch, sa.and_(other.epoch == table.epoch, other.revision >= table.revision))
+    made = sa.exists().where(other.at == table.at, other.made, other.move == "", later)
+    return sa.and_(table.move == "last", table.made.is_(False), made)
 
 
 def _row(record: UsageRecord) -> dict[str, object]:

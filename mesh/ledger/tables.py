@@ -59,6 +59,9 @@ POLICY_RECORDS = Table(
     # Of a tenant's move, "last" for what ends it here and "first" for what may begin it; empty for all else.
     Column("move", String(5), nullable=False, server_default=""),
     Index("ix_policy_records_at", "at", "epoch", "revision", "number"),
+    # A number is never given twice: whoever signed a record tells by it what became of that, also of one that another
+    # has found void, and has forgotten, meanwhile.
+    sqlite_autoincrement=True,
 )
 
 ACCOUNTS = Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from mesh.control.recovery import Recovered, Recovery
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.runtime import SystemEntropy
-from mesh.types import RegionId, TenantId, TenantState, Transfer
+from mesh.types import RegionId, Revision, TenantId, TenantState, Transfer
 
 HOMES = (A, B)
 
@@ -58,8 +59,8 @@ class Epoch:
         return book.tenant(tenant), book, dict(feed.invalid)
 
 
-async def begun() -> tuple[Epoch, TenantId]:
-    world = Epoch(MemoryStore(), {home: Notebook() for home in HOMES})
+async def begun(ledger: Notebook | None = None) -> tuple[Epoch, TenantId]:
+    world = Epoch(MemoryStore(), {A: ledger or Notebook(), B: Notebook()})
     made = await world.admins[A].create_tenant(bytes(16), BOTH, Transfer.NEVER)
     tenant = made.tenant.policy.tenant
     await world.admins[A].create_key(tenant, K1, "sha256$1")
@@ -192,3 +193,55 @@ async def test_what_the_new_home_had_ready_and_lost_is_made_again_from_the_last_
     policy, _, _ = await new.read(tenant)
     assert policy == before
     assert replace(policy, home=A) != policy
+
+
+class _Slow(Notebook):
+    """A ledger that lets a removal and a last word be signed side by side, and the removal come first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = False
+        self.removal, self.word, self.removed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def signed(self, key: str, value: bytes, epoch: int, revision: Revision) -> int:
+        number = await super().signed(key, value, epoch, revision)
+        if self.slow:
+            self.removal.set()
+            await self.word.wait()
+        return number
+
+    async def signed_move(self, key: str, value: bytes, epoch: int, revision: Revision, *, last: bool) -> int:
+        number = await super().signed_move(key, value, epoch, revision, last=last)
+        if self.slow and last:
+            self.word.set()
+            await self.removed.wait()
+        return number
+
+
+async def test_a_last_word_that_a_removal_was_faster_than_is_never_published() -> None:
+    """The removal has returned; the answer that says that the tenant never left was lost."""
+    ledger = _Slow()
+    world, tenant = await begun(ledger)
+    await world.admins[B].moves.prepare(tenant, A)
+    ledger.slow = True
+
+    async def leave() -> None:
+        await ledger.removal.wait()
+        with pytest.raises(MeshError):
+            await world.admins[A].moves.leave(tenant, B)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(leave())
+        await world.admins[A].set_state(tenant, TenantState.SUSPENDED)
+        world.store.down = True
+        ledger.removed.set()
+    world.store.down, ledger.slow = False, False
+    before, _, _ = await world.read(tenant)
+    assert before is not None
+    assert before.state is TenantState.SUSPENDED
+    new = Epoch(world.store, world.ledgers, epoch=2)
+    for home in HOMES:
+        assert (await new.recover(home)).unknown == ()
+    policy, _, _ = await new.read(tenant)
+    assert policy is not None
+    assert (policy.home, policy.state) == (A, TenantState.SUSPENDED)

@@ -418,6 +418,35 @@ async def test_a_surely_void_last_word_is_forgotten(tmp_path: Path) -> None:
         await ledger.signed_move(at, b"left for elsewhere", 1, Revision(3), last=True)
 
 
+async def test_a_last_word_that_something_else_was_made_in_the_place_of_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """Its answer was lost, so it stays; but of two that replace the same record one is made."""
+    at = f"/mesh/policy/{VN}/3/{ACME}"
+    async with opened(tmp_path) as ledger:
+        removal = await ledger.signed(at, b"narrower", 1, Revision(2))
+        await ledger.signed_move(at, b"left", 1, Revision(2), last=True)
+        with pytest.raises(MeshError):
+            await ledger.signed(at, b"3", 1, Revision(3))
+        await ledger.made([removal])
+        await ledger.signed(at, b"3", 1, Revision(3))
+        await ledger.signed(f"{at}/key/K", b"4", 2, Revision(3))
+        await ledger.signed_move(at, b"left for elsewhere", 1, Revision(3), last=True)
+        with pytest.raises(MeshError):
+            await ledger.signed(at, b"3", 1, Revision(4))
+
+
+def test_the_number_of_a_record_that_another_has_forgotten_is_not_given_again(tmp_path: Path) -> None:
+    """Two calls leave with one last word; the second finds it void, and the first one still has its number."""
+    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
+    word = SignedRecord(at="/a", value=b"left", epoch=1, revision=Revision(2), made=False)
+    number = database.add_signed(word, "last")
+    database.drop_signed(number)  # the second call
+    removal = replace(word, value=b"narrower")
+    database.add_signed(removal)
+    database.drop_signed(number)  # the first
+    assert database.signed_since_made() == [removal]
+    database.close()
+
+
 async def test_the_name_of_a_tenant_that_left_is_forgotten(tmp_path: Path) -> None:
     async with opened(tmp_path) as ledger:
         account = Account(tenant=ACME, home=VN, name="acme", nonce=bytes(16), created_s=1, ready=True)
