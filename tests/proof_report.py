@@ -48,7 +48,7 @@ CLAIMS = {
     "signed": Claim("Nobody but its home widens a tenant's pin.", _PROTOCOL),
     "clocks": Claim("Clocks that are slewed, set or asleep, and copies of a process, break nothing.", _PROTOCOL),
     "restored": Claim("A store that went back in time widens nothing, where that is seen or declared.", _PROTOCOL),
-    "moves": Claim("A home that moves opens nothing.", ("model",)),
+    "moves": Claim("A home that moves opens nothing.", ("model", "simulation", "rules left out")),
     "content": Claim("Content crosses no border that the pin does not open: nothing of it in clear.", ("lab",)),
     "volume": Claim("Content crosses no border that the pin does not open: not a byte for a byte of it.", ("lab",)),
     "kept": Claim("Nothing of a prompt is kept.", ("lab",)),

@@ -15,6 +15,7 @@ RULES = {
     "unsigned move": "a statement that moves a tenant counts only if the old home signed it",
     "movefallback": "after a move the old home's record never counts again, also where nothing else does",
     "fork": "two statements of one move are both refused",
+    "both homes' S": "after a move a removal also waits for as long as the old home's record may be acted on",
     "ledgerlate": "a signed record is in the home's ledger before it is sent",
     # Authority and grants.
     "t0recv": "authority counts from when a grant was asked for, not from when it came",

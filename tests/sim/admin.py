@@ -1,4 +1,4 @@
-"""The home's admin: the product's changes, members, return rule and sweeper; and operators that will not give up."""
+"""A home's admin: the product's changes, members, return rule and sweeper; and operators that will not give up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sim.hosts import Host
 from sim.loop import OrderedTasks
 from sim.moments import When
+from sim.moving import DESKS, PLACES, VN
 from sim.store import Commit
 from sim.tcp import Channel
 from sim.wire import BROKEN, DESK
@@ -19,11 +20,12 @@ from mesh.admin.shrinks import Patience, Shrinks
 from mesh.control.changes import Outcome
 from mesh.control.history import StoreHistory
 from mesh.control.ops import new_op_id
+from mesh.control.records import TenantRecord
 from mesh.control.recovery import Recovery
 from mesh.control.store import Op, Store, StoreError, TxnResult
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import Spans
-from mesh.types import Jurisdiction, KeyId, Role, TenantState
+from mesh.types import Jurisdiction, KeyId, RegionId, Role, TenantState
 
 if TYPE_CHECKING:
     from sim.episode import Episode
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
 SWEEP_S = 5.0
 _ANSWER_S = 30.0
 _ATTEMPTS = 8
+_STEPS = 14
 _BOTH = frozenset({Jurisdiction("VN"), Jurisdiction("SG")})
-_HOME = frozenset({Jurisdiction("VN")})
+_STEPS_OF_A_MOVE = ("prepare", "leave", "finish")
+_AWAY = (Code.TENANT_NOT_FOUND.value, Code.KEY_NOT_FOUND.value, Code.MOVE_UNFINISHED.value)
+"""What a home says of a tenant that has left it, or is about to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,12 @@ class Order:
     """What an operator wants.
 
     Attributes:
-        do: `pin` (out of SG), `again` (into SG), `recover`, `suspend`, `resume`, `revoke`, `authority`, `churn` (a new key of the
-            other tenant).
+        do: `pin` (to where its home is), `again` (everywhere), `recover`, `suspend`, `resume`, `revoke`, `authority`, `churn` (a new key
+            of the other tenant), `move`.
         when: None is once the order before has come back.
         after_s: So much later.
         spans: For `authority`, home and foreign.
+        to: For `move`, one home after the other. At an admin's: the other home of the move.
     """
 
     do: str
@@ -53,25 +59,28 @@ class Order:
     drain_s: float = 0.0
     spans: tuple[float, float] = (20.0, 6.0)
     count: int = 0
+    to: tuple[RegionId, ...] = ()
 
 
 class SimAdmin:
-    """One life of the admin process of vn-1."""
+    """One life of the admin process of a home."""
 
-    def __init__(self, episode: Episode, host: Host) -> None:
+    def __init__(self, episode: Episode, host: Host, home: RegionId) -> None:
         parts = episode.parts
         self.episode, self.host, self.parts, self.trust = episode, host, parts, episode.trust
-        self.store = episode.world.store_for(host, Role.ADMIN, episode.home)
+        self.home, self.pinned = home, frozenset({PLACES[home]})
+        self.notebook = episode.homes.notebooks[home]
+        self.store = episode.world.store_for(host, Role.ADMIN, home)
         self.history = StoreHistory()
         self.start = parts.start(episode.trust)
         self.members = parts.members(self.store, host.clock, OrderedTasks)
         self.changes = parts.changes(
-            self.store, episode.home, host.clock, host.entropy, signer=signer_of(episode.home), trust=episode.trust,
-            journal=parts.journal(episode.notebook),
+            self.store, home, host.clock, host.entropy, signer=signer_of(home), trust=episode.trust,
+            journal=parts.journal(self.notebook),
             history=self.history,
             store_answers=self.members.store_answers,
         )  # fmt: skip
-        self.sweepers = [parts.sweeper(self.store, episode.home, episode.trust.cap_s, host.clock)]
+        self.sweepers = [parts.sweeper(self.store, home, episode.trust.cap_s, host.clock)]
 
     async def run(self) -> None:
         """Until it is stopped."""
@@ -98,12 +107,14 @@ class SimAdmin:
         """What the operator is told: `done`, `superseded` or a code."""
         if order.do == "recover":
             return await self._recover()
+        if order.do in ("prepare", "leave"):
+            return await self._move(order, op_id)
         episode = self.episode
         judge = _Judge(self.store)
         episode.judges[judge] = None
         barrier = self.parts.barrier(
             store=judge,
-            region=episode.home,
+            region=self.home,
             members=self.members,
             trust=self.trust,
             clock=self.host.clock,
@@ -112,19 +123,27 @@ class SimAdmin:
         )
         shrinks = Shrinks(barrier=barrier, signer=None, epoch=self.trust.epoch, clock=self.host.clock)
         outcome: Outcome | None = None
+        moved: TenantRecord | None = None
 
         used = self.parts.op_id(op_id, attempt)
         episode.asked[used] = op_id
 
         async def made() -> Outcome:
-            nonlocal outcome
+            nonlocal outcome, moved
+            if order.do == "finish":
+                episode.world.moments.fire("finish_sent", self.host.name)
+                outcome, moved = await self.changes.moves.finish(episode.tenant)
+                return outcome
             outcome = self.parts.outcome(await self._make(order, used))
             return outcome
 
         try:
             async with aclosing(shrinks.follow(made(), Patience())) as said:
                 async for one in said:
-                    if one.done:
+                    if one.done and moved is not None:
+                        episode.move_over(self.host.name, moved.policy.moves)
+                        await self.changes.settle_authority(episode.tenant, moved.policy.revision)
+                    elif one.done:
                         await self._settle(order, one.outcome)
                         self._returned(order, one.outcome, "done", judge.at)
             return "done"
@@ -138,8 +157,8 @@ class SimAdmin:
     async def _recover(self) -> str:
         """As `mesh control recover` has every admin do."""
         recovery = Recovery(
-            store=self.store, home=self.episode.home, signer=signer_of(self.episode.home), trust=self.trust,
-            memory=self.episode.notebook, history=self.history, start=self.start, clock=self.host.clock,
+            store=self.store, home=self.home, signer=signer_of(self.home), trust=self.trust,
+            memory=self.notebook, history=self.history, start=self.start, clock=self.host.clock,
             entropy=self.host.entropy,
         )  # fmt: skip
         try:
@@ -150,13 +169,25 @@ class SimAdmin:
             return error.code.value
         return "done"
 
+    async def _move(self, order: Order, op_id: str) -> str:
+        moves, tenant, (other,) = self.changes.moves, self.episode.tenant, order.to
+        try:
+            if order.do == "prepare":
+                await moves.prepare(tenant, other)
+            else:
+                self.episode.world.moments.fire("leave_sent", self.host.name)
+                await moves.leave(tenant, other, op_id)
+        except MeshError as error:
+            return error.code.value
+        return "done"
+
     def _returned(self, order: Order, outcome: Outcome, said: str, judged: float) -> None:
         shrink, policy = outcome.shrink, outcome.tenant.policy
         if shrink is None:
             return
         removed: frozenset[str] = frozenset()
         if order.do == "pin":
-            removed = frozenset(right.place for right in shrink.removed) - _HOME
+            removed = frozenset(right.place for right in shrink.removed) - self.pinned
         elif order.do == "suspend":
             removed = frozenset("*")
         self.episode.watch.returned(
@@ -173,7 +204,7 @@ class SimAdmin:
         changes, tenant, other = self.changes, self.episode.tenant, self.episode.other
         match order.do:
             case "pin":
-                return changes.set_allowed(tenant, _HOME, order.drain_s, op_id)
+                return changes.set_allowed(tenant, self.pinned, order.drain_s, op_id)
             case "again":
                 return changes.set_allowed(tenant, _BOTH, 0.0, op_id)
             case "suspend":
@@ -244,20 +275,57 @@ class Operators:
         elif before is not None:
             await before
         await clock.sleep(order.after_s)
-        op_id = new_op_id(clock, self._host.entropy)
-        for attempt in range(_ATTEMPTS):
-            answer = await self._ask(order, op_id, attempt)
-            if answer not in (None, Code.POLICY_STORE_UNAVAILABLE.value):
-                break
-            await clock.sleep(0.3)
+        if order.do == "move":
+            for home in order.to:
+                await self._move(home)
+                await clock.sleep(order.after_s or 0.2)
+        else:
+            await self._repeat(order)
         if not ended.done():
             ended.set_result(None)
 
-    async def _ask(self, order: Order, op_id: str, attempt: int) -> str | None:
+    async def _repeat(self, order: Order) -> None:
+        """One order, as often as it takes, at the home that got it first unless the tenant has left that."""
+        clock, homes, tenant = self._host.clock, self._episode.homes, self._episode.tenant
+        op_id = new_op_id(clock, self._host.entropy)
+        home = homes.of(tenant) if order.do not in ("churn", "recover") else VN
+        for attempt in range(_ATTEMPTS):
+            answer = await self._ask(order, op_id, attempt, home)
+            if answer in _AWAY and self._episode.moves and order.do != "churn":
+                home = homes.of(tenant)
+            elif answer not in (None, Code.POLICY_STORE_UNAVAILABLE.value):
+                break
+            await clock.sleep(0.3)
+
+    async def _move(self, home: RegionId) -> None:
+        """As `mesh tenant move` does: each step until it is done, again from the first where something came between."""
+        clock, episode, tenant = self._host.clock, self._episode, self._episode.tenant
+        old, op_id, step = episode.homes.of(tenant), new_op_id(clock, self._host.entropy), 0
+        if old == home:
+            return
+        episode.homes.stage = "asked"
+        for attempt in range(_STEPS):
+            do = _STEPS_OF_A_MOVE[step]
+            at, other = (old, home) if do == "leave" else (home, old)
+            answer = await self._ask(Order(do, to=(other,)), op_id, attempt, at)
+            if answer == "done":
+                step += 1
+                if step == len(_STEPS_OF_A_MOVE):
+                    break
+                continue
+            if answer == Code.MOVE_UNFINISHED.value:
+                step = 0
+            elif answer not in (None, Code.POLICY_STORE_UNAVAILABLE.value):
+                episode.world.history.note(self._host.name, "gave_up", what=do, code=answer)
+                break
+            await clock.sleep(0.3)
+        episode.homes.stage = ""
+
+    async def _ask(self, order: Order, op_id: str, attempt: int, home: RegionId) -> str | None:
         clock, channel = self._host.clock, None
         try:
             async with clock.timeout(2.0):
-                channel = await self._episode.world.net.connect(self._host, "admin", DESK)
+                channel = await self._episode.world.net.connect(self._host, DESKS[home], DESK)
             channel.send((order, op_id, attempt))
             async with clock.timeout(_ANSWER_S):
                 return await channel.receive()

@@ -52,9 +52,11 @@ def play(jobs: Iterable[Job]) -> Tally:
         tally.seeds.append(seed)
         tally.aimed += aim is not None
         tally.faults.update(dict.fromkeys(played.faults, 1))
+        tally.moving.update(dict.fromkeys(played.moving, 1))
         for (kind, _), times in played.faults.items():
             tally.struck[kind] += times
         tally.counts.update(played.counts)
+        tally.counts["moving"] += played.counts["moved"] > 0
         violations = played.violations or played.checked
         if violations or played.errors:
             tally.found.append(Found(seed, aim, violations, played.errors))

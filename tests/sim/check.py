@@ -10,6 +10,12 @@ Once a shrink of a tenant has returned as `done`, for each jurisdiction that it 
 
 until a later revision of the tenant permits it again. A key that was revoked stays so. A shrink that a later revision
 had overtaken when it was judged must not return as `done` (S). docs/pins.md, "The promise".
+
+Revisions are the tenant's own, whatever its home is. When a home has said that a tenant left it (M):
+
+    - only its new home changes it
+    - once who moved it was told that the move is over, nobody acts on the record of a home that it has left
+    - whoever has acted on the new home's record never again acts on an older home's
 """
 
 from __future__ import annotations
@@ -63,6 +69,10 @@ class _Reader:
         self.commits: dict[str, list[Line]] = {}
         self.promises: dict[tuple[str, str], _Promise] = {}
         self.keys: dict[tuple[str, str], _Promise] = {}
+        self.homes: dict[str, str] = {}
+        self.moves: dict[str, int] = {}
+        self.settled: dict[str, int] = {}
+        self.known: dict[tuple[str, str], int] = {}
         self.holds: dict[tuple[str, str], _Hold] = {}
         self.steps: list[tuple[float, Line]] = []
         self.paused: set[str] = set()
@@ -88,6 +98,10 @@ class _Reader:
     def on_commit(self, line: Line) -> None:
         tenant, revision = line["tenant"], _revision(line)
         commits = self.commits.setdefault(tenant, [])
+        home = line.get("home")
+        if home and self.homes.get(tenant, home) != home:
+            self.say(f"M: {home} put revision {revision[1]} of {tenant}, which is at {self.homes[tenant]}")
+            return
         if any(_revision(one) == revision for one in commits):
             self.say(f"revision {revision[1]} of {tenant} was committed twice")
         commits.append(line)
@@ -131,9 +145,37 @@ class _Reader:
             or (self.keys.get((tenant, key)) if key else None)
         )
 
+    # --- moves
+
+    def on_moved(self, line: Line) -> None:
+        tenant = line["tenant"]
+        if self.homes.get(tenant, line["home"]) != line["home"]:
+            self.say(f"M: {line['home']} says that {tenant} left, and it is at {self.homes[tenant]}")
+            return
+        if line["moves"] != self.moves.get(tenant, 0) + 1:
+            self.say(f"M: move {line['moves']} of {tenant} follows on move {self.moves.get(tenant, 0)}")
+        self.homes[tenant], self.moves[tenant] = line["new_home"], line["moves"]
+
+    def on_settled(self, line: Line) -> None:
+        tenant = line["tenant"]
+        if line["moves"] > self.moves.get(tenant, 0):
+            self.say(f"M: move {line['moves']} of {tenant} is over, and its home never said that it left")
+        self.settled[tenant] = max(line["moves"], self.settled.get(tenant, 0))
+
+    def by_record(self, line: Line) -> None:
+        """Whether what a line tells of was done by the record of a home that the tenant has left."""
+        tenant, moves, who = line["tenant"], line.get("moves", 0), (line["host"], line["tenant"])
+        if moves is None or tenant not in self.homes:
+            return
+        self.verdict.counts["after a move"] += 1
+        if moves < max(self.settled.get(tenant, 0), self.known.get(who, 0)):
+            self.say(f"M: {line['request']} is served by the record of a home that {tenant} has left")
+        self.known[who] = max(moves, self.known.get(who, 0))
+
     # --- calls
 
     def on_admit(self, line: Line) -> None:
+        self.by_record(line)
         promise = self.broken(line)
         if promise is not None:
             rule = "I1" if line["arrived"] > promise.since else "I2"
@@ -143,6 +185,7 @@ class _Reader:
             )
 
     def on_forward(self, line: Line) -> None:
+        self.by_record(line)
         promise = self.broken(line)
         if promise is not None:
             self.say(f"I1: {line['request']} was forwarded to {line['jurisdiction']}, out since {promise.since}")
@@ -181,6 +224,7 @@ class _Reader:
         self.holds = {at: hold for at, hold in self.holds.items() if at[0] != line["host"]}
         self.steps = [step for step in self.steps if step[1]["host"] != line["host"]]
         self.paused.discard(line["host"])
+        self.known = {who: moves for who, moves in self.known.items() if who[0] != line["host"]}
 
     def on_paused(self, line: Line) -> None:
         self.paused.add(line["host"])

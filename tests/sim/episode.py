@@ -2,7 +2,7 @@
 
 Vietnam is the home: an admin, a gateway, sometimes a replica. Singapore has one or two gateways, a replica, and an admin
 that sweeps. The store stands in three countries. Clients call, operators pin, revoke, suspend and change their minds,
-and the seed says what breaks and when. `watch.py` looks from the true state, `check.py` at what was written down.
+in some episodes they move the tenant to another home, and the seed says what breaks and when. `watch.py` looks from the true state, `check.py` at what was written down.
 
     python -m sim.episode SEED [AIM]        writes the history, one JSON object a line
 """
@@ -18,20 +18,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim.admin import Operators, SimAdmin, sweep
+from sim.admin import Operators, Order, SimAdmin, sweep
 from sim.breaker import Breaker
 from sim.check import check
 from sim.faults import Fault, Palette, draw
 from sim.gateway import SimGateway, load_of
 from sim.hosts import Host, SeededEntropy
 from sim.load import Clients
-from sim.orders import orders_of
+from sim.moving import DESKS, TEN, Homes, drawn
+from sim.orders import SERVED_AT_HOME, orders_of
 from sim.parts import ROGUE, SECRET, Parts, hash_of
 from sim.replica import STEP_S, SimReplica
 from sim.store import Commit, kind_of
 from sim.watch import There, Watch
 from sim.world import Result, World
-from trust_lab import Notebook, signer_of, trust_in
+from trust_lab import signer_of, trust_in
 
 from mesh.control import layout
 from mesh.control.changes import Changes
@@ -49,13 +50,15 @@ from mesh.types import (
     RegionId,
     Revision,
     Role,
-    TenantState,
+    TenantId,
     Transfer,
 )
 
 VN, SG, JP = RegionId("vn-1"), RegionId("ap-southeast-1"), RegionId("ap-northeast-1")
 PLACES = {VN: Jurisdiction("VN"), SG: Jurisdiction("SG")}
 LENGTH_S = 32.0
+MOVING = 0.3
+"""The share of plain episodes in which the tenant moves."""
 CAP_S = 12.0
 _GONE_S = 8.0
 """The cap of authority, and so what it is in a tenant's home at first."""
@@ -71,6 +74,7 @@ SITES = {
     )
     for region, code in PLACES.items()
 }
+_OPS = tuple(layout.op_prefix(home) for home in DESKS)
 PALETTE = Palette(
     wires=(
         ("gw-sg", f"etcd-{SG}"), ("gw-sg", f"etcd-{SG}"), ("gw-sg", "replica"), ("gw-sg", "replica"),
@@ -96,6 +100,7 @@ class Played:
         checked: The same from the history alone.
         errors: What should never be: leaks, unhandled errors.
         faults: How often a kind of fault began in which phase of the episode's first shrink.
+        moving: How often one began at which stage of a move.
         counts: What happened, so that an empty episode is not taken for a proof.
     """
 
@@ -104,6 +109,7 @@ class Played:
     checked: tuple[str, ...]
     errors: tuple[str, ...]
     faults: Counter[tuple[str, str]]
+    moving: Counter[tuple[str, str]]
     counts: Counter[str]
     digest: str
     steps: int
@@ -120,7 +126,7 @@ class Episode:
         rng = random.Random(f"{seed}/episode")
         self.world = world = World(seed)
         self.cluster = world.add_store([VN, SG, JP])
-        self.second, self.local = rng.random() < 0.25, rng.random() < 0.25
+        self.second, self.local = rng.random() < 0.25, rng.random() < 0.25 or aim in SERVED_AT_HOME
         self.supervised = rng.random() < 0.6
         self.gateways = {VN: ["gw-vn"], SG: ["gw-sg", "gw-sg2"] if self.second else ["gw-sg"]}
         self.loads = {VN: dict[ModelId, ModelLoad](), SG: load_of("chat", "chat-sg")}
@@ -135,8 +141,8 @@ class Episode:
         for name, site in names:
             world.add_host(name, site)
         self.trust = trust_in(cap_s=CAP_S)
-        self.watch = Watch(world.history, world.loop.time, world.net.later, self._there)
-        self.notebook = Notebook()
+        self.watch = Watch(world.history, world.loop.time, world.net.later, self._there, self._moves_of)
+        self.homes = Homes(self)
         self.judges: dict[Any, None] = {}
         self.programs: dict[str, SimGateway | SimReplica] = {}
         self.phase = "before"
@@ -144,7 +150,13 @@ class Episode:
         self.orders, self.load, plan = orders_of(
             rng, aim, PALETTE, draw(seed, PALETTE, None if aim is None else "supersede")
         )
+        if aim is None:
+            plan = self._draw_a_move(plan)
+        self.moves = any(order.do == "move" for order in self.orders)
+        if any(TEN in order.to for order in self.orders):
+            world.add_host(DESKS[TEN], VN)
         self.plan = tuple(fault for fault in plan if self._can(fault))
+        self.moving: Counter[tuple[str, str]] = Counter()
         self.faults: Counter[tuple[str, str]] = Counter()
         self.asked: dict[str, str] = {}
         """By the op id that was used: the operator's own."""
@@ -170,12 +182,12 @@ class Episode:
         counts = verdict.counts
         counts["looked"] = self.watch.seen
         errors = list(result.errors)
-        known = [one for one in self.watch.violations if one[0] in "IS"]
+        known = [one for one in self.watch.violations if one[0] in "ISM"]
         if bool(known) != bool(verdict.violations):
             errors.append(f"the episode and the checker do not agree: {known[:2]} {verdict.violations[:2]}")
         return Played(
-            self.seed, tuple(self.watch.violations), tuple(verdict.violations), tuple(errors), self.faults, counts,
-            result.history.digest(), result.steps, result.history.lines,
+            self.seed, tuple(self.watch.violations), tuple(verdict.violations), tuple(errors), self.faults, self.moving,
+            counts, result.history.digest(), result.steps, result.history.lines,
         )  # fmt: skip
 
     # --- what programs are told
@@ -196,6 +208,27 @@ class Episode:
         """A shrink has come back."""
         if self.phase == "waiting":
             self.phase = "after"
+
+    def move_over(self, host: str, moves: int) -> None:
+        """Who moved the tenant was told that the move is over."""
+        self.watch.settled(host, self.tenant, moves)
+        self.world.moments.fire("move_over", host)
+
+    def _moves_of(self, host: Host, tenant: TenantId) -> int | None:
+        """How often a tenant has moved, as a gateway's book says now."""
+        program = self.programs.get(host.name)
+        policy = program.book.tenant(tenant) if isinstance(program, SimGateway) else None
+        return None if policy is None else policy.moves
+
+    def _draw_a_move(self, plan: tuple[Fault, ...]) -> tuple[Fault, ...]:
+        """A move in a share of the plain episodes; the others are as they would be without any."""
+        rng = random.Random(f"{self.seed}/moves")
+        if rng.random() >= MOVING:
+            return plan
+        pinned = any(order.do == "pin" for order in self.orders)
+        when, to, faults = drawn(rng, PALETTE.pin_s, pinned=pinned)
+        self.orders.append(Order("move", when, to=to))
+        return (*plan, *faults)
 
     # --- playing it
 
@@ -220,7 +253,7 @@ class Episode:
     def _program(self, name: str) -> Callable[[Host], Any]:
         match name.split("-")[0]:
             case "admin":
-                return self._admin if name == "admin" else self._sweeper
+                return self._admin if name == "admin" or self.moves else self._sweeper
             case "operators":
                 return lambda host: Operators(self, host).run()
             case "gw":
@@ -245,7 +278,8 @@ class Episode:
     async def _admin(self, host: Host) -> None:
         if not self.restored:
             with _closing(host):
-                await SimAdmin(self, host).run()
+                home = next(home for home, desk in DESKS.items() if desk == host.name)
+                await SimAdmin(self, host, home).run()
 
     async def _sweeper(self, host: Host) -> None:
         store = self.world.store_for(host, Role.ADMIN, SG)
@@ -256,7 +290,7 @@ class Episode:
         host = self.world.net.hosts["operators"]
         changes = Changes(
             _Direct(self), VN, host.clock, SeededEntropy(f"{self.seed}/provide"), signer=signer_of(VN),
-            trust=self.trust, journal=self.notebook,
+            trust=self.trust, journal=self.homes.notebooks[VN],
         )  # fmt: skip
         allowed = frozenset(PLACES.values())
         for tenant, nonce, keys in (
@@ -273,7 +307,7 @@ class Episode:
             return
         for event in commit.events:
             op_id = event.key.rpartition("/")[2]
-            order = self.asked.get(op_id) if event.key.startswith(layout.op_prefix(VN)) else None
+            order = self.asked.get(op_id) if event.key.startswith(_OPS) else None
             if order is not None and self._made.setdefault(order, op_id) != op_id:
                 self.watch.broken("O", "one order was made twice")
         tenants: list[tuple[Any, bytes, bytes | None]] = []
@@ -285,23 +319,24 @@ class Episode:
                 values.append(event.value)
             elif isinstance(at, layout.KeyKey) and event.value is not None:
                 key = decode_key(at, event.value, self.trust)
-                revoked = key.key.key_id if key.key.revoked else None
+                revoked = key.key.key_id if key.key.revoked and at.shard.home == self.homes.of(at.tenant) else None
                 values.append(event.value)
         for at, value, before in tenants:
             try:
-                after = decode_tenant(at, value, self.trust).policy
+                record = decode_tenant(at, value, self.trust)
             except RecordError:
                 self.world.history.note(commit.host, "forged")
                 continue
-            permits = after.allowed if after.state is TenantState.ACTIVE else frozenset[Jurisdiction]()
-            self.watch.committed(commit.host, after.tenant, after.revision, permits, revoked, self.trust.epoch)
+            if not self.homes.put(commit.host, record, revoked):
+                continue
+            after = record.policy
             older = None
             if before is not None:
                 with suppress(RecordError):  # of another epoch
                     older = decode_tenant(at, before, self.trust).policy
             if older is not None and (revoked or shrink_of(older, after)) and self.phase == "before":
                 self.phase = "waiting"
-        kept = {row[1] for row in self.notebook.rows.values()}
+        kept = self.homes.kept()
         if tenants and not kept.issuperset(values):
             self.watch.broken("L", "a record is in the store and not in the home's ledger")
 
@@ -345,7 +380,8 @@ class Episode:
         """
         self.restored = True
         at = layout.policy_key(VN, self.tenant)
-        self._intrude(at, next(row[1] for row in self.notebook.rows.values() if row[0] == at))
+        value = next(row[1] for row in self.homes.notebooks[VN].rows.values() if row[0] == at)
+        self.intrude((Put(at, value), Put(layout.head_key(shard_of(VN, self.tenant)), b"")))
 
     def forge(self, _: str) -> None:
         """The same, with a record of the attacker's own."""
@@ -356,10 +392,11 @@ class Episode:
         record = decode_tenant(parsed, item.value, self.trust)
         wide = frozenset(PLACES.values())
         policy = replace(record.policy, allowed=wide, revision=Revision(record.policy.revision + 1), out_since={})
-        self._intrude(at, encode_tenant(replace(record, policy=policy), signer_of(ROGUE, "k9"), self.trust.epoch))
+        value = encode_tenant(replace(record, policy=policy), signer_of(ROGUE, "k9"), self.trust.epoch)
+        self.intrude((Put(at, value), Put(layout.head_key(shard_of(VN, self.tenant)), b"")))
 
-    def _intrude(self, at: str, value: bytes) -> None:
-        ops = (Put(at, value), Put(layout.head_key(shard_of(VN, self.tenant)), b""))
+    def intrude(self, ops: tuple[Op, ...]) -> None:
+        """Somebody puts into the store what no admin did."""
         result, events = self.cluster.data.txn((), ops, ())
         self.cluster.apply(Commit("rogue", "", "other", (), ops, result, tuple(events)))
 
@@ -384,12 +421,22 @@ class _Breaker(Breaker):
         extra = {"start": self._start, "leave": self._leave, "twin": episode.clone}
         extra |= {"recover": episode.renew_epoch}
         extra |= {"replay": episode.replay, "forge": episode.forge}
+        lies = episode.homes
+        extra |= {
+            "spoil": lies.spoil,
+            "relapse": lies.relapse,
+            "usurp": lies.usurp,
+            "claim": lies.claim,
+            "fork": lies.fork,
+        }
         super().__init__(episode.world, extra)
         self._episode = episode
 
     def begin(self, fault: Fault) -> None:
         if not self.over and fault.kind != "rate":
             self._episode.faults[fault.kind, self._episode.phase] += 1
+            if self._episode.homes.stage:
+                self._episode.moving[fault.kind, self._episode.homes.stage] += 1
         if fault.kind == "restore":
             self._episode.restored = True
         super().begin(fault)

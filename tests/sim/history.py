@@ -35,7 +35,15 @@ class History:
     # --- what the promise speaks of
 
     def committed(
-        self, host: str, *, tenant: str, revision: int, permits: Iterable[str], key: str | None = None, epoch: int = 0
+        self,
+        host: str,
+        *,
+        tenant: str,
+        revision: int,
+        permits: Iterable[str],
+        key: str | None = None,
+        epoch: int = 0,
+        home: str = "",
     ) -> None:
         """A tenant's record was put.
 
@@ -46,10 +54,20 @@ class History:
             permits: The jurisdictions in which it may be served from now on; none while suspended.
             key: The key that this change revoked.
             epoch: The control epoch; a later one comes after all revisions of an earlier one.
+            home: Whose record it is.
         """
         self.note(
-            host, "commit", tenant=tenant, revision=revision, permits=sorted(permits), revoked=key, epoch=epoch
+            host, "commit", tenant=tenant, revision=revision, permits=sorted(permits), revoked=key, epoch=epoch,
+            home=home,
         )  # fmt: skip
+
+    def moved(self, host: str, *, tenant: str, moves: int, home: str, new_home: str, revision: int) -> None:
+        """A home has said that a tenant left it. `revision`: the last one of that home."""
+        self.note(host, "moved", tenant=tenant, moves=moves, home=home, new_home=new_home, revision=revision)
+
+    def settled(self, host: str, *, tenant: str, moves: int) -> None:
+        """Whoever moved a tenant was told that it is over: nobody acts on the record of a home before that move."""
+        self.note(host, "settled", tenant=tenant, moves=moves)
 
     def returned(
         self,
@@ -83,21 +101,36 @@ class History:
         )  # fmt: skip
 
     def admitted(
-        self, host: str, *, tenant: str, jurisdiction: str, request: str, key: str | None, arrived: float
-    ) -> None:
-        """A door let a call in. `arrived`: when its headers came, in true time."""
+        self, host: str, *, tenant: str, jurisdiction: str, request: str, key: str | None, arrived: float,
+        moves: int | None = 0,
+    ) -> None:  # fmt: skip
+        """A door let a call in.
+
+        Args:
+            host: Whose door.
+            tenant: Whose call.
+            jurisdiction: Where.
+            request: Its id.
+            key: By which of the tenant's keys.
+            arrived: When its headers came, in true time.
+            moves: By a record after how many moves of the tenant's home; None where the gateway has none any more.
+        """
         self.note(
             host, "admit", tenant=tenant, jurisdiction=jurisdiction, request=request, key=key,
-            arrived=round(arrived, 6),
+            arrived=round(arrived, 6), **_unless_0(moves),
         )  # fmt: skip
 
     def refused(self, host: str, *, tenant: str, jurisdiction: str, request: str, code: str) -> None:
         """A door or a replica did not. Shows that a check looked at something."""
         self.note(host, "refuse", tenant=tenant, jurisdiction=jurisdiction, request=request, code=code)
 
-    def forwarded(self, host: str, *, tenant: str, jurisdiction: str, request: str, key: str | None) -> None:
-        """Something of a call was handed to the net towards a jurisdiction."""
-        self.note(host, "forward", tenant=tenant, jurisdiction=jurisdiction, request=request, key=key)
+    def forwarded(
+        self, host: str, *, tenant: str, jurisdiction: str, request: str, key: str | None, moves: int | None = 0
+    ) -> None:
+        """Something of a call was handed to the net towards a jurisdiction. `moves`: as `admitted`."""
+        self.note(
+            host, "forward", tenant=tenant, jurisdiction=jurisdiction, request=request, key=key, **_unless_0(moves)
+        )  # fmt: skip
 
     def received(
         self, host: str, *, tenant: str, jurisdiction: str, request: str, key: str | None, accepted: bool
@@ -122,3 +155,7 @@ class History:
         self.note(
             host, "step", tenant=tenant, jurisdiction=jurisdiction, request=request, key=key, takes=round(takes_s, 6)
         )  # fmt: skip
+
+
+def _unless_0(moves: int | None) -> dict[str, int | None]:
+    return {} if moves == 0 else {"moves": moves}

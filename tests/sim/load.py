@@ -28,6 +28,7 @@ class Load:
         steps: The most steps that such a call takes.
         slow: The share of calls whose body comes in pieces.
         since_s: When they begin.
+        home_model: What is asked for at the home's gateway.
     """
 
     out_s: float = 0.5
@@ -36,6 +37,7 @@ class Load:
     steps: int = 25
     slow: float = 0.25
     since_s: float = 6.0
+    home_model: str = "chat-sg"
     also: tuple[str, ...] = ()
     """Gateways of SG that appear later."""
 
@@ -56,7 +58,7 @@ class Clients:
                 away = region != self._episode.home
                 for name in names:
                     every_s = load.out_s if away else load.home_s
-                    tasks.spawn(self._drive(tasks, name, every_s, "chat" if away else "chat-sg"), name)
+                    tasks.spawn(self._drive(tasks, name, every_s, "chat" if away else load.home_model), name)
             for name in load.also:
                 tasks.spawn(self._drive(tasks, name, load.out_s, "chat"), name)
 

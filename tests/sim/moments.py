@@ -19,6 +19,7 @@ NAMES = (
     "admitted", "hop_sent", "hop_arrived", "chunk_sent", "step_began",
     "ping_sent", "fleet_message", "replica_message", "fence_sent", "fence_confirmed",
     "peer_sent", "peer_arrived", "returned",
+    "prepare_committed", "leave_sent", "leave_committed", "finish_sent", "move_over",
 )  # fmt: skip
 """The first twelve are the store's; the others are fired by the adapters over hops, `Fleet` and doors."""
 

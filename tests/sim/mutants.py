@@ -7,7 +7,7 @@ found in the product's own code around it. `NOT_EXPRESSED` says which rules cann
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +21,13 @@ from mesh.control.changes import Changes, Journal, Outcome
 from mesh.control.epoch import EpochStart
 from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
+from mesh.control.homes import Claims
 from mesh.control.members import Members
 from mesh.control.memberships import Ack, Drain, decode_grant
+from mesh.control.moves import Moves
 from mesh.control.overdue import Overdue
-from mesh.control.records import HomeTrust, Trust
+from mesh.control.records import HomeTrust, RecordError, TenantRecord, Trust
+from mesh.control.signing import fields, verify
 from mesh.control.store import Compare, Event, KeyValue, Op, Range, TxnResult
 from mesh.control.sweep import MemberSweeper
 from mesh.gateway.keyring import Caller, Keyring
@@ -37,6 +40,7 @@ from mesh.policy.shards import Shard
 from mesh.policy.shrink import Rights
 from mesh.ports import Clock, Entropy, Instant
 from mesh.serving.leases import Leases, Stay
+from mesh.settings import PolicyKey
 from mesh.transport.fleet_hub import FleetHub
 from mesh.types import Here, Jurisdiction, KeyId, PolicyNumber, RegionId, ReplicaId, Revision, TenantId
 
@@ -389,7 +393,7 @@ class _NoGap(PolicyFeed):
 
 class _TakesOlder(PolicyFeed):
     def _put_tenant(self, policy: TenantPolicy) -> None:
-        self._newest[policy.tenant] = policy.revision
+        self._newest[policy.tenant] = policy.place
         self._book.put_tenant(policy)
 
 
@@ -397,6 +401,95 @@ class _NoFloor(PolicyBook):
     def put_tenant(self, policy: TenantPolicy) -> None:
         self._floors.pop(policy.tenant, None)
         super().put_tenant(policy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AnyHome(HomeTrust):
+    """Takes a statement of any home for one of this home's."""
+
+    everybody: tuple[PolicyKey, ...] = ()
+
+    def verifies(self, signed_by: str, signature: bytes, payload: bytes, at_s: float) -> bool:
+        if super().verifies(signed_by, signature, payload, at_s):
+            return True
+        says_that_it_left = payload.startswith(fields(b"mesh.move.v1"))
+        return says_that_it_left and any(verify((key,), signed_by, signature, payload, at_s) for key in self.everybody)
+
+
+class _Claimed(Claims):
+    """The record of the most moves counts, whether anything leads to it or not."""
+
+    def current(self) -> TenantRecord | None:
+        there = [record for record in self.records.values() if not record.left]
+        return max(there, key=lambda record: record.policy.place, default=None)
+
+
+class _FallsBack(Claims):
+    """Where nothing counts, what the tenant's last home said before it left does."""
+
+    def current(self) -> TenantRecord | None:
+        with suppress(RecordError):
+            found = super().current()
+            if found is not None:
+                return found
+        words = [record for record in self.records.values() if record.left]
+        if not words:
+            return None
+        word = max(words, key=lambda record: record.policy.moves)
+        policy = replace(word.policy, moves=word.policy.moves - 1, revision=word.chain[-1].revision)
+        return replace(word, policy=policy, chain=word.chain[:-1], left=False)
+
+
+class _FollowsLast(Claims):
+    """Of two statements the one counts that was seen last."""
+
+    def take(self, record: TenantRecord) -> None:
+        with suppress(RecordError):
+            super().take(record)
+        self._statements.update((statement.moves, statement) for statement in record.chain)
+        self._forked = False
+
+
+class _Making(dict[TenantId, Claims]):
+    """The claims of a feed, each of another kind than the feed makes them."""
+
+    def __init__(self, kind: type[Claims]) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def setdefault(self, key: TenantId, default: Claims | None = None) -> Claims:
+        return super().setdefault(key, self._kind())
+
+
+def _feed_by(kind: type[Claims], given: Sequence[Any]) -> PolicyFeed:
+    feed = PolicyFeed(*given)
+    feed._claims = _Making(kind)
+    return feed
+
+
+class UnsignedMove(Parts):
+    """A statement of whoever signs one leads to a home, and so does a home's own claim."""
+
+    def feed(self, *given: Any) -> PolicyFeed:
+        return _feed_by(_Claimed, given)
+
+    def trust(self, trust: Trust) -> Trust:
+        everybody = tuple(key for known in trust.homes.values() for key in known.keys)
+        homes = {
+            home: _AnyHome(jurisdiction=known.jurisdiction, keys=known.keys, everybody=everybody)
+            for home, known in trust.homes.items()
+        }
+        return replace(trust, homes=homes)
+
+
+class Movefallback(Parts):
+    def feed(self, *given: Any) -> PolicyFeed:
+        return _feed_by(_FallsBack, given)
+
+
+class Fork(Parts):
+    def feed(self, *given: Any) -> PolicyFeed:
+        return _feed_by(_FollowsLast, given)
 
 
 class Gap(Parts):
@@ -493,6 +586,23 @@ class _ForgetsOlder(Changes):
         return await self._change_policy(tenant, op_id, edit, ("set_authority",))
 
 
+class _ForgetsOldHome(Moves):
+    """The new home's record keeps no times of the old home's."""
+
+    def _first(self, record: TenantRecord, home: RegionId) -> TenantRecord:
+        first = super()._first(record, home)
+        return replace(first, policy=replace(first.policy, authority_before={}))
+
+
+class _MovesAnew(Changes):
+    """Changes whose moves are of that kind."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        was = self.moves
+        self.moves = _ForgetsOldHome(was._commits, was._home, was._clock, was._entropy, was._trust, was._journal)
+
+
 class _BeganLongAgo(EpochStart):
     def left_s(self, now: Instant) -> float:
         return 0.0
@@ -530,6 +640,11 @@ class NewS(Parts):
 class ChainS(Parts):
     def changes(self, *given: Any, **named: Any) -> Changes:
         return _ForgetsOlder(*given, **named)
+
+
+class BothHomesS(Parts):
+    def changes(self, *given: Any, **named: Any) -> Changes:
+        return _MovesAnew(*given, **named)
 
 
 class Supersede(Parts):
@@ -572,6 +687,12 @@ class _Late:
 
     async def unmade(self, number: int) -> None:
         self._pending.clear()
+
+    async def signed_move(self, key: str, value: bytes, epoch: int, revision: Revision, *, last: bool) -> int:
+        return await self._notebook.signed_move(key, value, epoch, revision, last=last)
+
+    async def last_words(self, key: str) -> Sequence[tuple[int, bytes]]:
+        return await self._notebook.last_words(key)
 
 
 class Ledgerlate(Parts):
@@ -627,16 +748,16 @@ MUTANTS: dict[str, Mutant] = {
     "op-last": Mutant(OpLast),
     "ledgerlate": Mutant(Ledgerlate),
     "stalekey": Mutant(Stalekey),
+    "unsigned move": Mutant(UnsignedMove),
+    "movefallback": Mutant(Movefallback),
+    "fork": Mutant(Fork),
+    "both homes' S": Mutant(BothHomesS),
 }
 
-_NO_MOVES = "No tenant moves in an episode. The models have it, and tests/control/test_homes.py has the code."
 NOT_EXPRESSED: dict[str, str] = {
     "exact": "It breaks no promise: a busy shard would only be refused. The model has it.",
     "lease": "The store that the product knows has no leases.",
     "twowatch": "The feed has one watch; a second would be another program.",
-    "unsigned move": _NO_MOVES,
-    "movefallback": _NO_MOVES,
-    "fork": _NO_MOVES,
 }
 """Rules that no variant of a part leaves out, and why."""
 

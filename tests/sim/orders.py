@@ -10,6 +10,7 @@ from sim.admin import Order
 from sim.faults import Fault, Palette
 from sim.load import Load
 from sim.moments import After, At, When
+from sim.moving import SG, TEN, VN
 
 Plan = tuple[Fault, ...]
 Drawn = tuple[list[Order], Load, Plan]
@@ -287,6 +288,47 @@ def _revoke(rng: random.Random, plan: Plan) -> Drawn:
     return [Order("revoke", At(11.0 + rng.random()))], Load(), plan
 
 
+def _lie(*kinds: str, moves: bool = True, again: float = 0.0) -> Script:
+    """Somebody puts a record that lies about the tenant's home, once it has been pinned; with `again`, before a restart."""
+
+    def script(rng: random.Random, plan: Plan) -> Drawn:
+        lie = Fault(rng.choice(kinds), (STORE,), After("returned", 1, None, None, rng.uniform(0.0, 2.0)), 0.0)
+        faults = [*_rates(plan), lie]
+        if again:
+            faults.append(Fault("kill", (OUT,), After("returned", 1, None, None, 2.0 + rng.uniform(0.0, again)), 0.2))
+        orders = [Order("move", At(7.0 + rng.random()), to=(TEN,))] if moves else []
+        return [*orders, Order("pin", At(12.0 + rng.random()))], _OFTEN, tuple(faults)
+
+    return script
+
+
+def _both_homes_s(rng: random.Random, plan: Plan) -> Drawn:
+    """The gateway in the old home's country hears of nothing from just before the move on, and serves by the longer S."""
+    nth = rng.randint(4, 5)
+    move = Order("move", _granted(nth, rng.uniform(0, 0.05), HOME), to=(SG,))
+    pin = Order("pin", After("leave_committed", 1, None, None, rng.uniform(0, 0.3)))
+    load = Load(out_s=2.0, home_s=0.2, long=0.2, slow=0.1, home_model="chat")
+    return [move, pin], load, (*_rates(plan), *_alone(HOME, _granted(nth, 0.0, HOME), 20.0))
+
+
+def _overtaken(rng: random.Random, plan: Plan) -> Drawn:
+    """While the old home waits, the tenant moves, and the new home gives back what was taken."""
+    when, cut = _cut_at_grant(rng)
+    do, back = rng.choice((("pin", "again"), ("suspend", "resume")))
+    move = Order("move", After("change_committed", 1, None, None, rng.uniform(0.1, 1.5)), to=(TEN,))
+    given = Order(back, After("leave_committed", 1, None, None, rng.uniform(0.0, 2.0)))
+    return [Order(do, when), move, given], Load(), (*_rates(plan), *cut)
+
+
+def _restored_move(rng: random.Random, plan: Plan) -> Drawn:
+    """The store goes back to before the old home's last word."""
+    move = Order("move", At(7.0 + rng.random()), to=(TEN,) if rng.random() < 0.5 else (TEN, VN))
+    fault = Fault("restore", (), After("returned", 1, None, None, rng.uniform(0.0, 3.0)), 0.0, rng.uniform(8, 60))
+    return [move, Order("pin", At(12.0 + rng.random()))], _OFTEN, (*_rates(plan), fault)
+
+
+SERVED_AT_HOME = ("both homes' S",)
+"""Aims that need a replica in the country of the first home."""
 SCRIPTS: dict[str, Script] = {
     "t0recv": _t0recv,
     "watchonly": _one_wire(_OFTEN),
@@ -323,5 +365,12 @@ SCRIPTS: dict[str, Script] = {
     "op-last": _op_last,
     "ledgerlate": _revoke,
     "stalekey": _revoke,
+    "unsigned move": _lie("usurp", "claim", moves=False),
+    "movefallback": _lie("spoil", again=2.0),
+    "fork": _lie("fork"),
+    "both homes' S": _both_homes_s,
+    "last word": _lie("relapse", "usurp", "claim", again=4.0),
+    "overtaken by a move": _overtaken,
+    "restored move": _restored_move,
 }
 """Orders, load and faults of seeds that are aimed at a rule: all that must come together for it to show."""

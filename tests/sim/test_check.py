@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sim import check as module
@@ -17,9 +18,13 @@ from sim.history import History
 Line = tuple[float, str, Mapping[str, object]]
 
 
-def commit(t: float, revision: int, *permits: str, revoked: str | None = None, epoch: int = 0) -> Line:
-    fields = {"tenant": "T", "revision": revision, "permits": permits, "revoked": revoked, "epoch": epoch}
+def commit(t: float, revision: int, *permits: str, revoked: str | None = None, epoch: int = 0, home: str = "") -> Line:
+    fields = {"tenant": "T", "revision": revision, "permits": permits, "revoked": revoked, "epoch": epoch, "home": home}
     return t, "commit", fields
+
+
+def move(t: float, moves: int, home: str, to: str) -> Line:
+    return t, "moved", {"tenant": "T", "moves": moves, "home": home, "new_home": to, "revision": 5}
 
 
 def done(
@@ -33,8 +38,10 @@ def of(do: str, t: float, place: str = "SG", **more: object) -> Line:
     return t, do, {"tenant": "T", "jurisdiction": place, "request": "r", "key": "k", "host": "a"} | more
 
 
-def admit(t: float, arrived: float, place: str = "SG", tenant: str = "T", key: str = "k") -> Line:
-    return of("admit", t, place, arrived=arrived, tenant=tenant, key=key)
+def admit(
+    t: float, arrived: float, place: str = "SG", tenant: str = "T", key: str = "k", moves: int | None = 0
+) -> Line:
+    return of("admit", t, place, arrived=arrived, tenant=tenant, key=key, moves=moves)
 
 
 def hold(t: float, what: str = "slot") -> Line:
@@ -47,6 +54,7 @@ def at(t: float, do: str, **more: object) -> Line:
 
 PIN = [commit(1, 5, "VN", "SG"), commit(10, 6, "VN")]
 RETURNED = [*PIN, done(16, 6, "SG")]
+MOVED = [commit(1, 5, "VN", "SG", home="A"), move(3, 1, "A", "B"), commit(3, 6, "VN", "SG", home="B")]
 
 GOOD: dict[str, list[Line]] = {
     "nothing": [],
@@ -76,6 +84,15 @@ GOOD: dict[str, list[Line]] = {
     "a later epoch permits again": [*RETURNED, commit(20, 3, "VN", "SG", epoch=1), admit(21, 21)],
     "suspended and resumed": [*PIN, commit(11, 7), done(17, 7, "*"), commit(18, 8, "VN"), admit(19, 19, "VN")],
     "another key": [commit(1, 2, "SG", revoked="k"), done(3, 2, key="k"), admit(4, 4, key="other")],
+    "moved, and served by the new home": [*MOVED, at(4, "settled", tenant="T", moves=1), admit(5, 5, moves=1)],
+    "moved, and not all have heard": [*MOVED, admit(4, 4), admit(5, 5, moves=1)],
+    "moved, and another life has not heard": [*MOVED, admit(4, 4, moves=1), at(5, "died", host="a"), admit(6, 6)],
+    "moved, and changed by the new home": [*MOVED, commit(4, 7, "VN", home="B")],
+    "moved, and back": [
+        *MOVED, move(5, 2, "B", "A"), commit(6, 9, "VN", home="A"), at(7, "settled", tenant="T", moves=2),
+        admit(8, 8, moves=2),
+    ],
+    "moved, and no record any more": [*MOVED, at(4, "settled", tenant="T", moves=1), admit(5, 5, moves=None)],
     "an older one returns late": [
         *PIN, done(16, 6, "SG"), commit(20, 7, "VN", "SG"), commit(21, 8, "VN"), done(22, 6, "SG", judged=16),
     ],
@@ -116,6 +133,17 @@ BAD: dict[str, tuple[str, list[Line]]] = {
     "while suspended": ("I1", [*PIN, commit(11, 7), done(17, 7, "*"), admit(19, 19, "VN")]),
     "a key": ("I1", [commit(1, 2, "SG", revoked="k"), done(3, 2, key="k"), commit(4, 3, "SG"), admit(5, 5)]),
     "a key's work": ("I2", [hold(1), commit(1, 2, "SG", revoked="k"), done(3, 2, key="k")]),
+    "served by the old home": ("M", [*MOVED, at(4, "settled", tenant="T", moves=1), admit(5, 5)]),
+    "sent on by the old home": ("M", [*MOVED, at(4, "settled", tenant="T", moves=1), of("forward", 5)]),
+    "back to the old home's": ("M", [*MOVED, admit(4, 4, moves=1), admit(5, 5)]),
+    "changed by the old home": ("M", [*MOVED, commit(4, 7, "VN", home="A")]),
+    "left twice": ("M", [*MOVED, move(4, 1, "A", "C")]),
+    "a move left out": ("M", [*MOVED, move(4, 3, "B", "C")]),
+    "over before it was": ("M", [at(4, "settled", tenant="T", moves=1)]),
+    "given back by the new home": (
+        "S",
+        [*MOVED, commit(4, 7, home="B"), move(5, 2, "B", "C"), commit(6, 8, "VN", home="C"), done(9, 7, "*", judged=7)],
+    ),
     "never committed": ("never committed", [done(16, 6, "SG")]),
     "committed twice": ("twice", [commit(1, 5, "VN"), commit(2, 5, "SG")]),
     "time": ("time goes back", [admit(5, 5), admit(4, 4)]),
@@ -147,7 +175,7 @@ def test_what_was_looked_at_is_counted() -> None:
 def test_what_a_history_writes_is_what_the_checker_reads() -> None:
     now = [0.0]
     history = History(lambda: now[0])
-    common = {"tenant": "T", "jurisdiction": "SG", "request": "r", "key": "k"}
+    common: dict[str, Any] = {"tenant": "T", "jurisdiction": "SG", "request": "r", "key": "k"}
     history.committed("admin", tenant="T", revision=1, permits=["VN"], key=None)
     history.held("a", "h", what="slot", tenant="T", jurisdiction="SG", key="k")
     history.returned("admin", tenant="T", revision=1, removed=["SG"], outcome="done", judged=0.0, acked=["x"])
@@ -158,8 +186,13 @@ def test_what_a_history_writes_is_what_the_checker_reads() -> None:
     history.stepped("a", **common, takes_s=0.5)
     history.refused("a", tenant="T", jurisdiction="SG", request="r", code="residency_refused")
     history.freed("a", "h")
+    history.moved("admin", tenant="T", moves=1, home="A", new_home="B", revision=1)
+    history.settled("admin", tenant="T", moves=1)
+    common["jurisdiction"] = "VN"
+    history.admitted("b", **common, arrived=1.0, moves=1)
+    history.admitted("b", **common, arrived=1.0)
     found = check(history.lines)
-    assert [violation.split(": ")[1] for violation in found.violations] == ["I2", "I1", "I1", "I3", "I2"]
+    assert [violation.split(": ")[1] for violation in found.violations] == ["I2", "I1", "I1", "I3", "I2", "M"]
     assert found.counts["refused after"] == 1
 
 

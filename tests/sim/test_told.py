@@ -21,7 +21,7 @@ def test_a_section_has_the_figures_of_its_episodes() -> None:
     assert sum(tally.struck.values()) >= sum(tally.faults.values()) > 0
     assert told["facts"]["what was looked at"]["of these aimed at a rule"] == 1
     assert told["facts"]["what was looked at"]["seeds"] == "8 to 9"
-    assert set(told["claims"]) == {"I1", "I2", "I3"}
+    assert set(told["claims"]) == {"I1", "I2", "I3", "moves"}
     assert "FAILED" not in str(told["claims"])
 
 
@@ -57,3 +57,17 @@ def test_every_rule_stands_at_one_claim() -> None:
 
 def test_every_rule_has_its_sentence() -> None:
     assert all(map(rule_of, [*MUTANTS, *NOT_EXPRESSED, *NOT_FOUND]))
+
+
+def test_what_moves_came_to_is_told() -> None:
+    tally = play([(1, "movefallback", False), (1, "restored move", False)])
+    told = section(Report("simulation"), tally).section()
+    looked = told["facts"]["what was looked at"]
+    assert looked["episodes in which a tenant moved"] == 2
+    assert (
+        looked["times that a tenant left its home"] >= looked["moves that were over, as whoever moved it was told"] >= 2
+    )
+    assert looked["calls let in or sent on after a tenant had left its home"] > 0
+    assert told["claims"]["moves"].startswith("in 2 episodes: in 2 of them")
+    broken = Tally(episodes=1, seeds=[1], found=[Found(1, None, ("M: at 1 it was served",), ())])
+    assert "FAILED" in section(Report("simulation"), broken).section()["claims"]["moves"]

@@ -10,6 +10,7 @@ from proof_report import Report
 from proof_rules import rule_of
 from sim.episode import LENGTH_S
 from sim.faults import WEIGHTS
+from sim.moving import STAGES
 from sim.mutants import MUTANTS, NOT_EXPRESSED, NOT_FOUND
 
 PHASES = ("before", "waiting", "after")
@@ -25,6 +26,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "signed": ("replay", "unsigned", "ledgerlate"),
     "clocks": ("slew", "static", "twin"),
     "restored": ("restore", "lostmember"),
+    "moves": ("unsigned move", "movefallback", "fork", "both homes' S"),
 }  # fmt: skip
 """Which rules each claim of the report leans on: each stands where its name in docs/pins.md does."""
 
@@ -47,6 +49,7 @@ class Tally:
         aimed: How many of them were aimed at a rule.
         seeds: Those that were played.
         faults: In how many episodes a kind of fault began in which phase of the first shrink.
+        moving: Of episodes in which the tenant moved: in how many a kind of fault began at which stage of a move.
         struck: How often a kind of fault began.
         counts: What the checker looked at.
     """
@@ -56,6 +59,7 @@ class Tally:
     steps: int = 0
     seeds: list[int] = field(default_factory=list)
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
+    moving: Counter[tuple[str, str]] = field(default_factory=Counter)
     struck: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     found: list[Found] = field(default_factory=list)
@@ -67,6 +71,7 @@ class Tally:
         self.aimed += other.aimed
         self.seeds += other.seeds
         self.faults += other.faults
+        self.moving += other.moving
         self.struck += other.struck
         self.counts += other.counts
         self.found += other.found
@@ -83,6 +88,9 @@ def table(tally: Tally) -> str:
     kinds = sorted({kind for kind, _ in tally.faults})
     lines = [f"{'fault':12} {'before':>8} {'waiting':>8} {'after':>8}"]
     lines += [f"{kind:12} " + " ".join(f"{tally.faults[kind, phase]:8}" for phase in PHASES) for kind in kinds]
+    lines += ["", f"{'in a move':12} " + " ".join(f"{stage:>8}" for stage in STAGES)]
+    moving = sorted({kind for kind, _ in tally.moving})
+    lines += [f"{kind:12} " + " ".join(f"{tally.moving[kind, stage]:8}" for stage in STAGES) for kind in moving]
     return "\n".join(lines)
 
 
@@ -106,12 +114,20 @@ def section(report: Report, tally: Tally) -> Report:
         "promises that then held": counts["promises"],
         "calls refused by such a promise": counts["refused after"],
         "hops that came too late, refused": counts["refused late"],
+        "episodes in which a tenant moved": counts["moving"],
+        "times that a tenant left its home": counts["moved"],
+        "moves that were over, as whoever moved it was told": counts["settled"],
+        "calls let in or sent on after a tenant had left its home": counts["after a move"],
         "states looked at while something ran": counts["looked"],
         "promises broken": len(tally.found),
     }
     kinds = sorted({kind for kind, _ in tally.faults})
     report.facts["in how many episodes a fault began, by the phase of the first removal"] = [
         {"fault": kind, **{phase: tally.faults[kind, phase] for phase in PHASES}} for kind in kinds
+    ]
+    moving = sorted({kind for kind, _ in tally.moving})
+    report.facts["in how many episodes a fault began while a tenant moved, by the stage of the move"] = [
+        {"fault": kind, **{stage: tally.moving[kind, stage] for stage in STAGES}} for kind in moving
     ]
     if tally.found:
         report.facts["what was found"] = [
@@ -123,8 +139,10 @@ def section(report: Report, tally: Tally) -> Report:
         ("I1", f"{counts['refused after']} calls refused after a return, of {counts['promises']} promises"),
         ("I2", f"{counts['step']} steps of engines, {counts['looked']} states in which something ran"),
         ("I3", f"{counts['refused late']} hops that came after a return, each refused"),
+        ("moves", f"in {counts['moving']} of them tenants left a home {counts['moved']} times"),
     ):
-        hit = [one for one in broken if any(name in text for text in one.violations)]
+        rule = "M: " if name == "moves" else name
+        hit = [one for one in broken if any(rule in text for text in one.violations)]
         told = f"in {tally.episodes} episodes: {seen}"
         report.claim(name, f"seeds {[one.seed for one in hit]}" if hit else told, failed=bool(hit))
     return report

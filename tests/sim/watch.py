@@ -38,6 +38,7 @@ class Watch:
 
     Attributes:
         there: Tells all that takes room now, on hosts that live.
+        moves_of: How often a tenant has moved as a host's program knows it; None where that has no policy of it.
         later: Does something so many seconds from now.
         violations: What broke a promise.
         seen: How often it looked at what, while a promise stood.
@@ -47,21 +48,31 @@ class Watch:
     now: Callable[[], float]
     later: Callable[[float, Callable[[], None]], object]
     there: Callable[[], Iterator[There]]
+    moves_of: Callable[[Host, TenantId], int | None]
     violations: list[str] = field(default_factory=list)
     seen: int = 0
     _promises: dict[tuple[TenantId, str], tuple[int, int]] = field(default_factory=dict)
     _resumed: dict[str, float] = field(default_factory=dict)
     _keys: set[tuple[TenantId, KeyId]] = field(default_factory=set)
+    _homes: dict[TenantId, str] = field(default_factory=dict)
+    _settled: dict[TenantId, int] = field(default_factory=dict)
+    _known: dict[tuple[str, int, TenantId], int] = field(default_factory=dict)
     _permits: dict[TenantId, list[tuple[tuple[int, int], float, frozenset[str]]]] = field(default_factory=dict)
 
     # --- promises
 
     def committed(
-        self, host: str, tenant: TenantId, revision: int, permits: Iterable[str], key: KeyId | None, epoch: int
-    ) -> None:
-        """A tenant's record was put."""
+        self, host: str, tenant: TenantId, revision: int, permits: Iterable[str], key: KeyId | None, epoch: int,
+        home: str,
+    ) -> None:  # fmt: skip
+        """A tenant's record was put, by a home that it has as far as that home says."""
         permitted, number = frozenset(str(place) for place in permits), (epoch, revision)
-        self.history.committed(host, tenant=tenant, revision=revision, permits=permitted, key=key, epoch=epoch)
+        self.history.committed(
+            host, tenant=tenant, revision=revision, permits=permitted, key=key, epoch=epoch, home=home
+        )  # fmt: skip
+        if self._homes.get(tenant, home) != home:
+            self.broken("M", f"{home} put revision {revision}, and the tenant is at {self._homes[tenant]}")
+            return
         self._permits.setdefault(tenant, []).append((number, self.now(), permitted))
         for (whose, place), since in list(self._promises.items()):
             if whose == tenant and number > since and (place in permitted or (place == ALL and permitted)):
@@ -99,6 +110,29 @@ class Watch:
             self._keys.add((tenant, key))
         self.look()
         self.later(_AT_ONCE_S, lambda: self.look(ended=True))
+
+    def moved(self, host: str, tenant: TenantId, moves: int, home: str, new_home: str, revision: int) -> None:
+        """A home has said that a tenant left it."""
+        self.history.moved(host, tenant=tenant, moves=moves, home=home, new_home=new_home, revision=revision)
+        if self._homes.get(tenant, home) != home:
+            self.broken("M", f"{home} says that the tenant left, and it is at {self._homes[tenant]}")
+            return
+        self._homes[tenant] = new_home
+
+    def settled(self, host: str, tenant: TenantId, moves: int) -> None:
+        """Nobody acts on a record of fewer moves, says who waited for that."""
+        self.history.settled(host, tenant=tenant, moves=moves)
+        self._settled[tenant] = max(moves, self._settled.get(tenant, 0))
+
+    def _by_record(self, what: str, host: Host, tenant: TenantId) -> int | None:
+        """After how many moves the record is by which a gateway acts on a tenant now, which must not be too few."""
+        moves, life = self.moves_of(host, tenant), (host.name, host.lives, tenant)
+        if moves is None or tenant not in self._homes:
+            return moves
+        if moves < max(self._settled.get(tenant, 0), self._known.get(life, 0)):
+            self.broken("M", f"{what} by a home that the tenant has left, at {host.name}")
+        self._known[life] = max(moves, self._known.get(life, 0))
+        return moves
 
     def forbids(self, tenant: TenantId, place: str, key: KeyId | None) -> bool:
         """Whether a promise stands against it."""
@@ -142,15 +176,17 @@ class Watch:
 
     def admitted(self, host: Host, place: Jurisdiction, asked: Asked, arrived: float) -> None:
         self._must_not("I1", "a call was admitted", host, place, asked.tenant, asked.key_id)
+        moves = self._by_record("a call was admitted", host, asked.tenant)
         self.history.admitted(
             host.name, tenant=asked.tenant, jurisdiction=place, request=asked.request_id, key=asked.key_id,
-            arrived=arrived,
+            arrived=arrived, moves=moves,
         )  # fmt: skip
 
     def forwarded(self, host: Host, place: Jurisdiction, asked: Asked) -> None:
         self._must_not("I1", "a piece was sent to be", host, place, asked.tenant, asked.key_id)
+        moves = self._by_record("a piece was sent", host, asked.tenant)
         self.history.forwarded(
-            host.name, tenant=asked.tenant, jurisdiction=place, request=asked.request_id, key=asked.key_id
+            host.name, tenant=asked.tenant, jurisdiction=place, request=asked.request_id, key=asked.key_id, moves=moves
         )
 
     def received(self, host: Host, place: Jurisdiction, asked: Asked, *, accepted: bool) -> None:
