@@ -172,6 +172,7 @@ class Members:
                                 self._unbroken = object()
                             case WatchDown():
                                 self._unbroken = None
+                                self._acks.clear()  # it may have been of another store, with the same revisions
             except CompactedError:
                 pass  # read them all again
             except StoreError as error:

@@ -609,3 +609,30 @@ async def test_the_sweeper_takes_acknowledgements_that_no_grant_goes_with() -> N
         assert await sweeper.sweep() == 1
         assert world.store.value(orphan) is None
         assert world.store.value(other) is not None
+
+
+async def test_what_was_heard_before_a_break_is_no_answer_after_it() -> None:
+    """A member acknowledged a number in a history that was lost, and is cut off; the number is another change's now."""
+    async with World().running() as world:
+        tenant, home, abroad = await two(world)
+        backup = world.store.revision
+        await world.changes.create_key(tenant, KeyId("key000000001"), "sha256$00")
+        await world.clock.advance(0)
+        await cut_off(abroad)
+        world.kill(home)
+        lost = world.store.revision
+        world.store.restore(backup)
+        while world.store.revision < lost:
+            await world.store.txn((), [Put("/elsewhere", b"")], timeout_s=1)
+        home = world.gateway(HOME, "gw2")
+        await world.clock.advance(0.1)
+        home.draining[tenant] = drain(2)
+        outcome = await world.pin(tenant, VN)
+        told = world.wait(outcome)
+        await world.clock.advance(0)
+        home.draining.clear()
+        home.membership.changed()
+        await world.clock.advance(0)
+        assert abroad.left_s(tenant, SG) > 0
+        assert "acknowledged" in told.standings()
+        assert not told.state.done
