@@ -74,7 +74,6 @@ class Pin:
     revision: int = 0
     members: dict[str, str] = field(default_factory=dict)
     attempts: list[str] = field(default_factory=list)
-    committed: threading.Event = field(default_factory=threading.Event)
 
     def line(self) -> Line:
         """For the history."""
