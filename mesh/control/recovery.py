@@ -277,6 +277,8 @@ class Recovery:
             if not isinstance(parsed, layout.KeyKey) or self._is_current(key, items.get(key)):
                 continue
             found = self._signed(key, rows, items.get(key), KeyRecord)
+            if found and all(one.record.moves != stands.policy.moves for one in found):
+                continue  # of an earlier stay here: it did not come back with its tenant
             restored = restored_key(found) if found else None
             if restored is None:
                 plan.left_out.append(parsed.key_id)

@@ -299,6 +299,20 @@ async def test_a_name_that_was_brought_and_never_needed_is_free_again_after_a_da
         assert (await refused(desk.prepare(acme, B))).code is Code.TENANT_EXISTS
 
 
+async def test_whoever_asks_again_for_a_move_from_which_the_tenant_came_back_takes_no_name(tmp_path: Path) -> None:
+    async with two_homes(tmp_path) as (desk, _):
+        acme = await desk.stubs[A].CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN", "SG"]))
+        op_id = new_op_id(SystemClock(), SystemEntropy())
+        await desk.prepare(acme, B)
+        left = await desk.leave(acme, B, op_id)
+        there = (await desk.finish(acme, B)).tenant
+        await desk.prepare(there, A)
+        await desk.leave(there, A)
+        await desk.finish(there, A)
+        assert await desk.leave(acme, B, op_id) == left
+        assert (await desk.find(A, "acme")).tenant == acme.tenant
+
+
 async def test_what_cannot_be_moved_is_told(tmp_path: Path) -> None:
     async with two_homes(tmp_path) as (desk, _):
         a = desk.stubs[A]

@@ -245,3 +245,20 @@ async def test_a_last_word_that_a_removal_was_faster_than_is_never_published() -
     policy, _, _ = await new.read(tenant)
     assert policy is not None
     assert (policy.home, policy.state) == (A, TenantState.SUSPENDED)
+
+
+async def test_a_key_that_did_not_come_back_with_its_tenant_is_not_published() -> None:
+    """It has no record that counts in the home between, so it is refused, and could not even be revoked there."""
+    world, tenant = await begun()
+    await moved(world, tenant)
+    del world.store._states[-1][layout.key_key(B, tenant, K1)]
+    await moved(world, tenant, old=B, new=A)
+    _, book, _ = await world.read(tenant)
+    assert list(book.all_keys()) == []
+    new = Epoch(world.store, world.ledgers, epoch=2)
+    for home in (B, A):
+        await new.recover(home)
+    policy, book, _ = await new.read(tenant)
+    assert policy is not None
+    assert policy.home == A
+    assert list(book.all_keys()) == []
