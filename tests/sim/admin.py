@@ -132,7 +132,8 @@ class SimAdmin:
             nonlocal outcome, moved
             if order.do == "finish":
                 episode.world.moments.fire("finish_sent", self.host.name)
-                outcome, moved = await self.changes.moves.finish(episode.tenant)
+                told, moved = await self.changes.moves.finish(episode.tenant)
+                outcome = self.parts.outcome(told)
                 return outcome
             outcome = self.parts.outcome(await self._make(order, used))
             return outcome
@@ -275,7 +276,10 @@ class Operators:
         elif before is not None:
             await before
         await clock.sleep(order.after_s)
-        if order.do == "move":
+        if order.do == "recover":
+            for home in DESKS if self._episode.moves else (VN,):
+                await self._repeat(order, home)
+        elif order.do == "move":
             for home in order.to:
                 await self._move(home)
                 await clock.sleep(order.after_s or 0.2)
@@ -284,11 +288,11 @@ class Operators:
         if not ended.done():
             ended.set_result(None)
 
-    async def _repeat(self, order: Order) -> None:
+    async def _repeat(self, order: Order, home: RegionId | None = None) -> None:
         """One order, as often as it takes, at the home that got it first unless the tenant has left that."""
         clock, homes, tenant = self._host.clock, self._episode.homes, self._episode.tenant
         op_id = new_op_id(clock, self._host.entropy)
-        home = homes.of(tenant) if order.do not in ("churn", "recover") else VN
+        home = home or (VN if order.do == "churn" else homes.of(tenant))
         for attempt in range(_ATTEMPTS):
             answer = await self._ask(order, op_id, attempt, home)
             if answer in _AWAY and self._episode.moves and order.do != "churn":
@@ -315,8 +319,7 @@ class Operators:
                 continue
             if answer == Code.MOVE_UNFINISHED.value:
                 step = 0
-            elif answer not in (None, Code.POLICY_STORE_UNAVAILABLE.value):
-                episode.world.history.note(self._host.name, "gave_up", what=do, code=answer)
+            elif answer == Code.HOME_OUTSIDE_PIN.value:
                 break
             await clock.sleep(0.3)
         episode.homes.stage = ""

@@ -401,7 +401,7 @@ class Episode:
         self.cluster.apply(Commit("rogue", "", "other", (), ops, result, tuple(events)))
 
     def _can(self, fault: Fault) -> bool:
-        return all(name in self.world.net.hosts or name == "gw-twin" for name in fault.on)
+        return all(name in self.world.net.hosts or name in ("gw-twin", "") for name in fault.on)
 
 
 @contextmanager

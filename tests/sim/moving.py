@@ -215,12 +215,14 @@ def drawn(rng: random.Random, pin_s: float, *, pinned: bool) -> tuple[When, tupl
     return when, to, faults
 
 
+BREAKS = ("kill", "pause", "cut", "slow", "lag", "lost_answer", "watch_cut", "compact", "one_way")
+"""What breaks at a move's own moments."""
 _MOMENTS = ("prepare_committed", "leave_sent", "leave_committed", "finish_sent")
 
 
 def _fault(rng: random.Random, desk: str) -> Fault:
     """Something that breaks at one of a move's own moments."""
-    kind = rng.choice(("kill", "kill", "pause", "cut", "slow", "lag", "lost_answer", "watch_cut", "compact", "one_way"))
+    kind = rng.choice(BREAKS)
     admin = rng.choice((desk, "admin"))
     store = rng.choice(("etcd-vn-1", "etcd-ap-southeast-1"))
     gateway = rng.choice(("gw-vn", "gw-sg"))

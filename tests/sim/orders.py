@@ -327,6 +327,27 @@ def _restored_move(rng: random.Random, plan: Plan) -> Drawn:
     return [move, Order("pin", At(12.0 + rng.random()))], _OFTEN, (*_rates(plan), fault)
 
 
+def _recovered_move(rng: random.Random, plan: Plan) -> Drawn:
+    """The same, in any step of a move, and every home publishes anew what its ledger has."""
+    moment = rng.choice(("prepare_committed", "leave_committed", "finish_sent", "returned", "returned"))
+    at = After(moment, 1, None, None, rng.choice((0.0, rng.uniform(0.0, 1.0))))
+    restore = Fault("restore", (), at, 0.0, rng.uniform(2, 40))
+    recover = Fault("recover", ("",), replace(at, delay_s=at.delay_s + 0.3), 0.0)
+    orders = [Order("move", At(6.5 + rng.random()), to=(TEN,)), Order("pin", At(9.0 + rng.random()))]
+    declared = replace(at, delay_s=at.delay_s + 0.6)
+    orders += [Order("recover", declared), Order("pin", replace(at, delay_s=at.delay_s + rng.uniform(1.5, 3.0)))]
+    return orders, _OFTEN, (*_rates(plan), restore, recover)
+
+
+def _missed(rng: random.Random, plan: Plan) -> Drawn:
+    """A gateway is not told of one step of a move, and the new home pins."""
+    moment = rng.choice(("prepare_committed", "leave_committed", "leave_committed", "finish_sent"))
+    lost = Fault("lost_event", (STORE,), After(moment, 1, None, None, 0.0), 0.0)
+    lag = Fault("lag", (STORE,), After("leave_sent"), rng.uniform(1, 6), rng.uniform(0.5, 6))
+    pin = Order("pin", After("leave_committed", 1, None, None, rng.uniform(0.0, 1.0)))
+    return [Order("move", At(11.0 + rng.random()), to=(TEN,)), pin], _OFTEN, (*_rates(plan), rng.choice((lost, lag)))
+
+
 SERVED_AT_HOME = ("both homes' S",)
 """Aims that need a replica in the country of the first home."""
 SCRIPTS: dict[str, Script] = {
@@ -372,5 +393,7 @@ SCRIPTS: dict[str, Script] = {
     "last word": _lie("relapse", "usurp", "claim", again=4.0),
     "overtaken by a move": _overtaken,
     "restored move": _restored_move,
+    "recovered move": _recovered_move,
+    "missed move": _missed,
 }
 """Orders, load and faults of seeds that are aimed at a rule: all that must come together for it to show."""

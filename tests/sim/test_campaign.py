@@ -44,6 +44,8 @@ def test_it_was_put_to_the_test(tally: Tally) -> None:
     assert tally.counts["refused after"] > 10 * len(SEEDS)
     assert tally.counts["refused late"] > 50
     assert tally.counts["step"] > 50 * len(SEEDS)
+    assert tally.counts["moving"] > 0.2 * len(SEEDS)
+    assert tally.counts["after a move"] > 2 * len(SEEDS)
 
 
 def test_each_rule_left_out_is_found() -> None:

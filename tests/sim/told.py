@@ -10,7 +10,7 @@ from proof_report import Report
 from proof_rules import rule_of
 from sim.episode import LENGTH_S
 from sim.faults import WEIGHTS
-from sim.moving import STAGES
+from sim.moving import BREAKS, STAGES
 from sim.mutants import MUTANTS, NOT_EXPRESSED, NOT_FOUND
 
 PHASES = ("before", "waiting", "after")
@@ -78,9 +78,11 @@ class Tally:
 
 
 def missing(tally: Tally) -> list[str]:
-    """Faults that can strike at any time, and did not begin in each phase."""
+    """Faults that can strike at any time, and did not begin in each phase; those aimed at moves, likewise."""
     kinds = [*WEIGHTS, "leave"]
-    return [f"{kind}/{phase}" for kind in kinds for phase in PHASES if not tally.faults[kind, phase]]
+    phases = [f"{kind}/{phase}" for kind in kinds for phase in PHASES if not tally.faults[kind, phase]]
+    stages = [f"{kind}/{stage}" for kind in BREAKS for stage in STAGES[1:] if not tally.moving[kind, stage]]
+    return phases + stages
 
 
 def table(tally: Tally) -> str:
