@@ -26,7 +26,7 @@ from mesh.control.members import Members
 from mesh.control.memberships import Ack, Drain, decode_grant
 from mesh.control.moves import Moves
 from mesh.control.overdue import Overdue
-from mesh.control.records import HomeTrust, RecordError, TenantRecord, Trust
+from mesh.control.records import Fault, HomeTrust, RecordError, TenantRecord, Trust
 from mesh.control.signing import fields, verify
 from mesh.control.store import Compare, Event, KeyValue, Op, Range, TxnResult
 from mesh.control.sweep import MemberSweeper
@@ -425,9 +425,22 @@ class _Claimed(Claims):
 
 
 class _FallsBack(Claims):
-    """Where nothing counts, what the tenant's last home said before it left does."""
+    """Where nothing counts, what the tenant's last home said before it left does, or whatever it says after it."""
+
+    def take(self, record: TenantRecord) -> None:
+        try:
+            super().take(record)
+        except RecordError as error:
+            if error.fault is not Fault.OLDER:
+                raise
+            self.records[record.policy.home] = record
 
     def current(self) -> TenantRecord | None:
+        home = self.home
+        stale = [record for record in self.records.values() if not (record.left or record.is_first)]
+        stale = [record for record in stale if record.policy.home != home]
+        if stale:
+            return max(stale, key=lambda record: record.policy.revision)
         with suppress(RecordError):
             found = super().current()
             if found is not None:

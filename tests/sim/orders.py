@@ -387,7 +387,7 @@ SCRIPTS: dict[str, Script] = {
     "ledgerlate": _revoke,
     "stalekey": _revoke,
     "unsigned move": _lie("usurp", "claim", moves=False),
-    "movefallback": _lie("spoil", again=2.0),
+    "movefallback": _lie("spoil", "relapse", again=2.0),
     "fork": _lie("fork"),
     "both homes' S": _both_homes_s,
     "last word": _lie("relapse", "usurp", "claim", again=4.0),
