@@ -51,7 +51,7 @@ from mesh.control.store import (
 from mesh.errors import Code, MeshError
 from mesh.policy.shards import shard_of
 from mesh.ports import Clock, Entropy, Instant
-from mesh.types import KeyId, RegionId, Revision, TenantId
+from mesh.types import KeyId, RegionId, TenantId
 
 DEADLINE_S = 4.0
 """For a whole change or read, tries included: `admin` says within 5 s that the store is away."""
@@ -250,20 +250,24 @@ class Commits:
 
     async def _write_down(self, draft: Draft, puts: list[Put], deadline_s: float) -> list[int]:
         """Keeps what was signed before it is sent: what may be in the store is in the ledger."""
-        return await self._keep(puts, draft.tenant, draft.tenant.policy.revision, deadline_s)
+        records = [draft.tenant] if draft.key is None else [draft.tenant, draft.key]
+        return await self._keep(puts, records, deadline_s)
 
     async def _keep(
-        self, puts: Sequence[Put], tenant: TenantRecord | None, revision: Revision, deadline_s: float
+        self, puts: Sequence[Put], records: Sequence[TenantRecord | KeyRecord], deadline_s: float
     ) -> list[int]:
-        """Keeps records; the first one is `tenant`, unless that is None."""
+        """Keeps records, each by the revision that it says itself: by that it is known again in the store."""
         journal, epoch, numbers = self._journal, self._trust.epoch, list[int]()
         try:
             async with self._clock.timeout(self._left_s(deadline_s)):
-                for number, put in enumerate(puts):
-                    if number == 0 and tenant is not None and (tenant.left or tenant.is_first):
-                        kept = await journal.signed_move(put.key, put.value, epoch, revision, last=tenant.left)
+                for put, record in zip(puts, records, strict=True):
+                    if isinstance(record, KeyRecord):
+                        kept = await journal.signed(put.key, put.value, epoch, record.revision)
+                    elif record.left or record.is_first:
+                        revision = record.policy.revision
+                        kept = await journal.signed_move(put.key, put.value, epoch, revision, last=record.left)
                     else:
-                        kept = await journal.signed(put.key, put.value, epoch, revision)
+                        kept = await journal.signed(put.key, put.value, epoch, record.policy.revision)
                     numbers.append(kept)
                 return numbers
         except TimeoutError:
@@ -274,7 +278,6 @@ class Commits:
         self,
         tenant: TenantId,
         records: Sequence[tuple[TenantRecord | KeyRecord, int]],
-        revision: Revision,
         deadline_s: float,
     ) -> bool:
         """Puts records, a tenant's before its keys', each over the one of a mod_revision; False if any was another."""
@@ -288,8 +291,7 @@ class Commits:
                 put = Put(at, encode_key(record, signer, epoch))
             puts.append(put)
             compares.append(Compare(put.key, mod_revision))
-        first = records[0][0]
-        numbers = await self._keep(puts, first if isinstance(first, TenantRecord) else None, revision, deadline_s)
+        numbers = await self._keep(puts, [record for record, _ in records], deadline_s)
         head = Put(
             layout.head_key(shard_of(self._home, tenant)),
             encode_head(puts[-1].key, new_op_id(self._clock, self._entropy)),

@@ -61,7 +61,7 @@ class Moves:
                 first, puts = await self._plan(tenant, old_home, deadline_s)
                 batches = [puts[start : start + _BATCH] for start in range(0, len(puts), _BATCH)]
                 for batch in batches:
-                    if not await self._commits.put(tenant, batch, first.policy.revision, deadline_s):
+                    if not await self._commits.put(tenant, batch, deadline_s):
                         break
                 else:
                     return first

@@ -262,3 +262,18 @@ async def test_a_key_that_did_not_come_back_with_its_tenant_is_not_published() -
     assert policy is not None
     assert policy.home == A
     assert list(book.all_keys()) == []
+
+
+async def test_homes_that_start_again_after_a_move_find_their_ledgers_in_the_store() -> None:
+    """The store never went back, and a key that has moved is older than the record that it moved with."""
+    world, tenant = await begun()
+    await moved(world, tenant)
+    for finished in (True, False):
+        again = Epoch(world.store, world.ledgers)
+        for home in HOMES:
+            await again.recoveries[home].compare()
+        if finished:
+            await again.admins[B].set_state(tenant, TenantState.SUSPENDED)
+            await moved(again, tenant, finished=False, old=B, new=A)
+        else:
+            await again.admins[A].set_state(tenant, TenantState.ACTIVE)
