@@ -226,9 +226,11 @@ class Episode:
         if rng.random() >= MOVING:
             return plan
         pinned = any(order.do == "pin" for order in self.orders)
-        when, to, faults = drawn(rng, PALETTE.pin_s, pinned=pinned)
-        self.orders.append(Order("move", when, to=to))
-        return (*plan, *faults)
+        move = drawn(rng, PALETTE.pin_s, pinned=pinned)
+        if move.first is not None:
+            self.orders[0] = replace(self.orders[0], when=move.first)
+        self.orders.append(Order("move", move.when, to=move.to))
+        return (*plan, *move.faults)
 
     # --- playing it
 

@@ -192,8 +192,25 @@ class Homes:
         self.episode.intrude((*puts, Put(layout.head_key(shard_of(at.shard.home, at.tenant)), b"")))
 
 
-def drawn(rng: random.Random, pin_s: float, *, pinned: bool) -> tuple[When, tuple[RegionId, ...], list[Fault]]:
-    """When the tenant of a plain episode begins to move, where to, and what breaks meanwhile.
+@dataclass(frozen=True)
+class Drawn:
+    """The move of a plain episode.
+
+    Attributes:
+        when: It begins.
+        to: One home after the other.
+        first: When the episode's first order is given instead, if that is to be in a step of the move.
+        faults: What breaks meanwhile.
+    """
+
+    when: When
+    to: tuple[RegionId, ...]
+    first: When | None
+    faults: tuple[Fault, ...]
+
+
+def drawn(rng: random.Random, pin_s: float, *, pinned: bool) -> Drawn:
+    """A move before, after or in a race with what else is ordered.
 
     Args:
         rng: Decides.
@@ -203,16 +220,20 @@ def drawn(rng: random.Random, pin_s: float, *, pinned: bool) -> tuple[When, tupl
     first = rng.choices((TEN, SG), (75, 25) if pinned else (40, 60))[0]
     to = (first, rng.choice([home for home in DESKS if home != first])) if rng.random() < 0.4 else (first,)
     when: When
-    kind = rng.choices(("before", "race", "after"), (35, 45, 20))[0]
-    if kind == "before":
+    meets: When | None = None
+    kind = rng.choices(("before", "race", "met", "after"), (25, 25, 35, 15))[0]
+    if kind == "met":
+        when = At(pin_s - rng.uniform(0.0, 1.0))
+        meets = After(rng.choice(_MOMENTS), 1, None, None, rng.choice((0.0, 10 ** rng.uniform(-2, 0.3))))
+    elif kind == "before":
         when = At(max(4.0, pin_s - 10 ** rng.uniform(-1, 0.8)))
     elif kind == "race":
         moment = rng.choice(("change_sent", "change_committed"))
         when = After(moment, 1, None, None, rng.choice((0.0, 10 ** rng.uniform(-2, 0.7))))
     else:
         when = After("returned", 1, None, None, rng.uniform(0.0, 1.5))
-    faults = [_fault(rng, DESKS[first]) for _ in range(rng.choice((0, 1, 1, 2)))]
-    return when, to, faults
+    faults = tuple(_fault(rng, DESKS[first]) for _ in range(rng.choice((0, 1, 1, 2))))
+    return Drawn(when, to, meets, faults)
 
 
 BREAKS = ("kill", "pause", "cut", "slow", "lag", "lost_answer", "watch_cut", "compact", "one_way")
