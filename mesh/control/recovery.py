@@ -225,7 +225,7 @@ class Recovery:
 
     async def _publish(self, tenant: TenantId, kept: Sequence[Kept], state: Recovered) -> Recovered:
         """Publishes one tenant, if it is not, against whoever else may be at it."""
-        published, tries = False, 0
+        published, tries, at = False, 0, layout.policy_key(self._home, tenant)
         while True:
             items = await self._tenant(tenant)
             plan = self._plan(tenant, kept, items)
@@ -239,6 +239,11 @@ class Recovery:
                     published=state.published + published,
                     keys_left_out=(*state.keys_left_out, *plan.left_out),
                 )
+            record = batch.get(at)
+            if isinstance(record, TenantRecord) and not record.left:
+                # It has not left, so what would have said so never was made.
+                for number, _ in await self._memory.last_words(at):
+                    await self._memory.unmade(number)
             if await self._put(tenant, batch, items):
                 published = True
                 if plan.narrowed:
