@@ -52,10 +52,12 @@ def restored_tenant(signed: Sequence[Signed[TenantRecord]], floor: Revision) -> 
     signed = since_last_move(signed)
     lasts = [one for one in signed if one.record.left and not _is_void(one, signed)]
     if lasts:
-        word = lasts[-1]
-        rivals = [one for one in signed if not one.record.left and not one.made]
-        if not any(one.made for one in lasts) and any(one.revision >= word.revision for one in rivals):
-            return None
+        made = [one for one in lasts if one.made]
+        word = (made or lasts)[-1]
+        if not made:
+            rivals = [one for one in signed if not one.record.left and not one.made and one.revision >= word.revision]
+            if rivals or any(one.record.chain[-1].says != word.record.chain[-1].says for one in lasts):
+                return None
         return word.record
     signed = [one for one in signed if not one.record.left]
     if all(one.record.is_first for one in signed):

@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import sqlalchemy as sa
 from alembic import command
@@ -24,6 +25,7 @@ from mesh.types import Jurisdiction, RegionId, RequestId, Revision, TenantId
 
 _BUSY_MS = 5_000
 _MIGRATION_LOCK = 0x6D657368  # "mesh", for PostgreSQL's advisory locks
+_SIGNING_LOCK = 0x7369676E  # "sign", likewise
 _PRAGMAS = (
     f"busy_timeout = {_BUSY_MS}",
     "journal_mode = WAL",
@@ -141,6 +143,10 @@ class Database:
         values = {"at": record.at, "epoch": record.epoch, "revision": record.revision, "value": record.value}
         tenant_at, table = record.at.partition("/key/")[0], POLICY_RECORDS.c
         with self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":
+                # Of two that are signed at once each must see the other; SQLite has one writer at a time.
+                lock = sa.func.pg_advisory_xact_lock(_SIGNING_LOCK, crc32(tenant_at.encode()) & 0x7FFF_FFFF)
+                connection.execute(sa.select(lock))
             # Written before it is looked at: a transaction that begins with a read may not be able to write any more.
             inserted = connection.execute(POLICY_RECORDS.insert().values({**values, "move": move}))
             (number,) = inserted.inserted_primary_key or (0,)

@@ -16,10 +16,12 @@ from mesh.control.changes import Changes
 from mesh.control.epoch import EpochStart
 from mesh.control.feed import PolicyFeed
 from mesh.control.history import StoreHistory
-from mesh.control.records import Fault
+from mesh.control.records import Fault, TenantRecord, decode_tenant
 from mesh.control.recovery import Recovered, Recovery
+from mesh.control.restored import Signed, restored_tenant
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import PolicyBook, TenantPolicy
+from mesh.policy.shards import shard_of
 from mesh.runtime import SystemEntropy
 from mesh.types import RegionId, Revision, TenantId, TenantState, Transfer
 
@@ -287,3 +289,23 @@ async def test_homes_that_start_again_after_a_move_find_their_ledgers_in_the_sto
             await moved(again, tenant, finished=False, old=B, new=A)
         else:
             await again.admins[A].set_state(tenant, TenantState.ACTIVE)
+
+
+async def test_of_two_last_words_the_one_that_was_made_is_published_and_of_two_unknown_none() -> None:
+    """They say that the tenant went to two homes; no second one is made, and nobody may be told both."""
+    world, tenant = await begun()
+    await moved(world, tenant)
+    at = layout.PolicyKey(shard_of(A, tenant), tenant)
+    kept = [one for one in await world.ledgers[A].signed_since_made() if one.at == layout.policy_key(A, tenant)]
+    word = decode_tenant(at, kept[-1].value, world.trust)
+    other = replace(word, chain=(replace(word.chain[-1], new_home=RegionId("vn-10")),))
+
+    def signed(record: TenantRecord, made: bool) -> Signed[TenantRecord]:
+        return Signed(record, 1, record.policy.revision, made)
+
+    floor = word.policy.revision
+    for made in (True, False):
+        for pair in ([(word, made), (other, False)], [(other, False), (word, made)]):
+            found = restored_tenant([signed(*one) for one in pair], floor)
+            assert found == (word if made else None)
+    assert restored_tenant([signed(word, made=False), signed(word, made=False)], floor) == word
