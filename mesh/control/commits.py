@@ -34,6 +34,7 @@ from mesh.control.records import (
     encode_key,
     encode_op,
     encode_tenant,
+    next_revision,
 )
 from mesh.control.signing import Signer, fields
 from mesh.control.store import (
@@ -137,8 +138,17 @@ class Commits:
                     if before.op is not None:
                         return _told(before, before.op, request, resumed=not sent)
                     draft = edit(before)
-                    if not draft.changed:
+                    if not draft.changed and not before.is_unfinished:
                         return _unchanged(before, draft, request)
+                    if not draft.changed:
+                        # What stands does not say that the tenant has left its old home: whoever has applied it may
+                        # not know that, and go by what was there. So it is put again, and says so.
+                        draft = replace(
+                            draft,
+                            tenant=next_revision(draft.tenant),
+                            changed=True,
+                            drain_s=draft.tenant.policy.drain_s,
+                        )
                 puts = self._signed(draft)
                 numbers = await self._write_down(draft, puts, deadline_s)
                 sent = lost = True  # lost until the store says what became of it

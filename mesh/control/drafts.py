@@ -100,6 +100,11 @@ class Before:
     read: Instant
     more: tuple[RangeResult, ...]
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the record that stands is a new home's first one, and counts."""
+        return self.tenant is not None and self.found is not None and self.found.is_first
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:

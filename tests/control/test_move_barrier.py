@@ -11,9 +11,11 @@ from mesh.control.changes import Changes, Outcome
 from mesh.control.standing import Standing
 from mesh.policy.authority import wait_s
 from mesh.policy.bundle import Spans
-from mesh.types import KeyId, TenantId, TenantState
+from mesh.policy.shards import shard_of
+from mesh.types import KeyId, RegionId, TenantId, TenantState, Transfer
 
 HOME_S = 60.0
+NEARBY = RegionId("vn-10")
 K1, K2 = KeyId("K" * 12), KeyId("L" * 12)
 STATES = {"suspend": TenantState.SUSPENDED, "resume": TenantState.ACTIVE}
 
@@ -145,3 +147,38 @@ async def test_what_the_next_home_gave_back_is_superseded(first: str, then: list
         await world.clock.advance(0.5)
         assert told.state.superseded is superseded
         assert told.state.done is not superseded
+
+
+@pytest.mark.parametrize("what", ["pin", "key"])
+async def test_whoever_asks_again_at_a_home_that_is_not_finished_is_told_when_it_holds(what: str) -> None:
+    """A gateway may know all of the new home's shard and go by the old home: it has not heard that the tenant left."""
+    async with World().running() as world:
+        old = changes_in(world.store, NEARBY, world.clock)
+        made = await old.create_tenant(bytes(16), frozenset({VN, SG}), Transfer.WITHIN_ALLOWED)
+        tenant = made.tenant.policy.tenant
+        await old.create_key(tenant, K1, "sha256$1")
+        gateway = world.gateway(ABROAD)
+        await world.clock.advance(2.5)
+        gateway.link._open.clear()  # its watch stays up and tells nothing
+        await gateway.membership.renew()
+
+        async def take(changes: Changes) -> Outcome:
+            return await (changes.set_allowed(tenant, frozenset({VN})) if what == "pin" else changes.revoke_key(K1))
+
+        await take(old)
+        await world.changes.moves.prepare(tenant, NEARBY)
+        await old.moves.leave(tenant, HOME)
+        assert await gateway.feed.catch_up(shard_of(HOME, tenant), 1)
+        told = world.wait(await take(world.changes))
+        await world.clock.advance(0.5)
+        key = gateway.book.key(K1)
+        assert gateway.left_s(tenant, SG) > 0
+        assert key is not None
+        assert not key.revoked
+        assert not told.state.done
+        await world.clock.advance(5)
+        assert told.state.done
+        assert set(told.standings()) == {Standing.ACKNOWLEDGED}
+        key = gateway.book.key(K1)
+        assert key is not None
+        assert (gateway.left_s(tenant, SG) == 0, key.revoked) == ((True, False) if what == "pin" else (False, True))
