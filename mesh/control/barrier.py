@@ -3,8 +3,8 @@
 Whether it does is judged (`standing.py`) on the tenant's record, the grants and the acknowledgements as they stood at
 one revision of the store, not older than a linearizable read that was asked for after the commit: that read itself, or
 what an unbroken watch has made of it since. So no further round trip follows the last acknowledgement
-(docs/decisions/0013). What time alone decides is judged on a read. Where the tenant has left this home meanwhile, what
-its next homes have put is read as well: they may have given back what was taken.
+(docs/decisions/0013). What time alone decides is judged on a read that is asked for just before. Where the tenant has
+left this home meanwhile, what its next homes have put is read as well: they may have given back what was taken.
 
 For some time after a recovery of the store every wait takes its full W: see `epoch.py`.
 
@@ -60,6 +60,8 @@ __all__ = ["Barrier", "BarrierState", "MemberRow", "MemberState", "Standing"]
 _TICK_S = 1.0
 _READ_S = 1.0
 _SHORTEST_S = 0.005
+_AHEAD_S = 0.5
+"""So long before the timer is over the store is asked once more, so that nothing is left to be asked when it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +274,9 @@ class _Wait:
         ranges = [Range(layout.policy_key(policy.home, policy.tenant)), Range(*layout.MEMBERS)]
         seen = self._history.seen()
         try:
-            answer = await self._store.txn((), ranges, timeout_s=max(_SHORTEST_S, self._left_s(_READ_S)))
+            # Once the timer is over, no answer changes that.
+            most_s = _AHEAD_S if self._over_s(self._clock.instant()) <= 0 else _READ_S
+            answer = await self._store.txn((), ranges, timeout_s=max(_SHORTEST_S, self._left_s(most_s)))
             received = self._clock.instant()
             try:
                 self._history.take(answer, seen)
@@ -325,20 +329,25 @@ class _Wait:
         if recovery_left_s > 0:
             left_s = min(left_s, recovery_left_s)
         if not self._strict:
-            over_s = self._wait_s - now.least_since(self._change.committed)
+            over_s = self._over_s(now)
             if over_s <= 0:
                 return _Heard.READ  # which ends it
-            silent_s = [
-                self._wait_s - self._members.silent_for(grant, mod_revision, now)
-                for grant, mod_revision in (self._view.grants or {}).items()
-                if grant in self._grants
-            ]
-            left_s = min(left_s, over_s, *(one for one in silent_s if one > 0))
+            if self._read_s < now_s + over_s - _AHEAD_S:
+                silent_s = [
+                    self._wait_s - self._members.silent_for(grant, mod_revision, now)
+                    for grant, mod_revision in (self._view.grants or {}).items()
+                    if grant in self._grants
+                ]
+                left_s = min(left_s, max(0.0, over_s - _AHEAD_S), *(one for one in silent_s if one > 0))
+            else:
+                # By the slower of the clocks: not to wake a moment too early, and ask again.
+                left_s = min(left_s, over_s + _SHORTEST_S)
         try:
             async with self._clock.timeout(max(left_s, _SHORTEST_S)):
                 await following.rung.wait()
         except TimeoutError:
-            return _Heard.READ
+            if self._clock.now_s() - self._read_s >= _TICK_S or self._over_s(self._clock.instant()) > 0:
+                return _Heard.READ
         following.rung.clear()
         now, heard = self._clock.instant(), self._heard()
         if not all(member.accounted for member in judge(self._change, heard, now, strict=self._strict)):
@@ -351,19 +360,23 @@ class _Wait:
     def _follows(self, following: Following, now: Instant) -> bool:
         """Whether what was read and heard is the store as it was at what was heard last.
 
-        A record that was put since is read again, and what a timer ends is: it has no event that says how old all
-        else is that is known.
+        A record that was put since is read again. What a timer ends has no event that says how old all else is that is
+        known: there the read must be young.
         """
         return (
             self._watch is not None
             and self._watch is self._members.unbroken
             and following.changed <= self._revision
-            and (self._strict or now.least_since(self._change.committed) < self._wait_s)
+            and (self._over_s(now) > 0 or self._clock.now_s() - self._read_s < _TICK_S)
         )
+
+    def _over_s(self, now: Instant) -> float:
+        """In how many seconds, at the latest, nobody has authority any more from before the change; inf if strict."""
+        return math.inf if self._strict else self._wait_s - now.least_since(self._change.committed)
 
     def _state(self, now: Instant, *, judged: bool) -> BarrierState:
         change, strict = self._change, self._strict
-        is_over = not strict and now.least_since(change.committed) >= self._wait_s
+        is_over = self._over_s(now) <= 0
         members = judge(change, self._view, now, strict=strict)
         recovery_left_s = self._recovery_left_s(now)
         known = recovery_left_s <= 0 and all(member.accounted for member in members)

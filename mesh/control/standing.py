@@ -104,8 +104,8 @@ class BarrierState:
         done: It holds at every member. The last state.
         superseded: A later change gave back what this one took away, or took it away anew. The last state.
         out_of_patience: The caller's deadline passed first. The last state.
-        current: Whether the record was read after everyone was accounted for; False where the timer ended the wait
-            while the store could not be read.
+        current: Whether the record is known as it was when everyone was accounted for, or within a second before where
+            the timer ended the wait; False where the store could not be read then.
         waited_ms: Since the commit was answered.
         recovery_left_s: For how long it goes on whatever is acknowledged: the control store was recovered, and the
             members of the history that it lost are not known.

@@ -149,6 +149,23 @@ async def test_a_member_that_says_nothing_is_waited_for_exactly_as_long_as_it_ma
         assert told.state.waited_ms == pytest.approx(W * 1000, abs=15)
 
 
+@pytest.mark.parametrize("back", [False, True])
+async def test_when_the_timer_is_over_no_answer_is_waited_for_unless_the_record_was_put(back: bool) -> None:
+    async with World().running() as world:
+        tenant, _home, abroad = await two(world)
+        await cut_off(abroad)
+        told = world.wait(await world.pin(tenant, VN))
+        await world.clock.advance(W - 0.3)
+        if back:
+            await world.pin(tenant, VN, SG)
+        else:
+            world.admin.arrive.clear()
+        await world.clock.advance(0.32)
+        assert (told.state.done, told.state.superseded) == (not back, back)
+        assert told.state.current
+        assert told.state.waited_ms <= W * 1000 + 15
+
+
 @pytest.mark.parametrize("raw_rate", [0.9, 1.1])
 async def test_the_slower_of_the_clocks_counts(raw_rate: float) -> None:
     async with World(ManualClock(raw_rate)).running() as world:
