@@ -17,28 +17,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from mesh.control import layout
 from mesh.control.epoch import EpochStart
 from mesh.control.history import StoreHistory
+from mesh.control.later import LaterChanges, other_store
 from mesh.control.members import Following, Members, SeenAck
 from mesh.control.memberships import Ack, Drain, decode_ack, grant_of, members_of
-from mesh.control.records import RecordError, TenantRecord, Trust, decode_tenant
+from mesh.control.records import Trust
 from mesh.control.standing import (
     BarrierState,
     Committed,
     MemberState,
     Standing,
     View,
-    is_superseded,
     judge,
-    tells_by_itself,
 )
 from mesh.control.store import (
-    CompactedError,
     Compare,
     Delete,
     KeyValue,
@@ -50,11 +47,10 @@ from mesh.control.store import (
 )
 from mesh.errors import Code, MeshError
 from mesh.policy.authority import wait_s
-from mesh.policy.bundle import TenantPolicy
 from mesh.policy.shards import Shard
 from mesh.ports import Clock, Instant
 from mesh.telemetry.log import Log
-from mesh.types import GatewayId, MemberId, RegionId, Revision, TenantId
+from mesh.types import GatewayId, MemberId, RegionId, TenantId
 
 __all__ = ["Barrier", "BarrierState", "MemberRow", "MemberState", "Standing"]
 _TICK_S = 1.0
@@ -244,7 +240,6 @@ class _Wait:
     ) -> None:
         self._store = store
         self._members = members
-        self._trust = trust
         self._clock = clock
         self._change = change
         self._history = history
@@ -257,11 +252,8 @@ class _Wait:
         self._view = View(grants=None, silent=silent, run_out=frozenset(), acks={})
         self._revision = max(self._grants.values(), default=0)
         self._superseded = False
-        self._checked = change.revision
-        policy = change.tenant.policy
-        self._made = policy if policy.revision == change.revision else None
+        self._later = LaterChanges(store, trust, change)
         self._fresh = False
-        self._left = False
         self._watch: object | None = None
         self._read_s = self._said_s = clock.now_s()
         self._said: BarrierState | None = None
@@ -281,10 +273,10 @@ class _Wait:
             try:
                 self._history.take(answer, seen)
             except MeshError:
-                raise _other_store() from None
+                raise other_store() from None
             record, members = answer.ranges[0].items, answer.ranges[1].items
             if answer.revision < self._revision or not record:
-                raise _other_store()
+                raise other_store()
             self._revision = answer.revision
             self._members.observe(members_of(members), answer.revision, received)
             grants = {grant_of(member, seen): seen.mod_revision for member, seen in members_of(members).items()}
@@ -294,13 +286,13 @@ class _Wait:
                 run_out=self._view.run_out | self._silent(grants, received),
                 acks=_acks_of(members, received, self._view.acks),
             )
-            self._superseded = self._superseded or await self._is_superseded(record[0])
+            self._superseded = self._superseded or await self._later.gave_back(record[0])
         except StoreUnavailableError:
             return
         except StoreError as error:
             raise _unasked(error) from None
         # Of what another home puts the watch that is followed here does not tell: it is read again.
-        self._fresh, self._watch = True, None if self._left else watch
+        self._fresh, self._watch = True, None if self._later.left else watch
 
     def news(self, *, judged: bool = False) -> BarrierState | None:
         """The state, if it differs from what was said last, or nothing was said for a second.
@@ -417,69 +409,6 @@ class _Wait:
             if grant in self._grants and self._members.silent_for(grant, mod_revision, at) >= self._wait_s
         )
 
-    async def _is_superseded(self, item: KeyValue) -> bool:
-        """Whether a later revision gave back what the change took. Raises StoreUnavailableError: cannot be told now."""
-        change, shrink, record = self._change, self._change.shrink, self._record(item)
-        if record.policy.revision < change.revision:
-            raise _other_store()
-        if shrink is None or not (shrink.removed or shrink.lowered):
-            return False  # a key stays revoked, and a home left
-        self._left, stays = record.left, [(item, record, Revision(0))]
-        while record.left:
-            found = await self._range(layout.policy_key(record.chain[-1].new_home, record.policy.tenant))
-            since = record.policy.revision
-            if found is None or (record := self._record(found)).policy.revision < since:
-                raise _other_store()
-            stays.append((found, record, since))
-        newest = record.policy
-        if newest.revision <= self._checked:
-            return False
-        if is_superseded(change, [newest], self._made):
-            return True
-        # Since when a jurisdiction is out of the pin the record says itself; of the rest only its history tells.
-        if not tells_by_itself(change, newest):
-            for item, record, since in reversed(stays):
-                later = await self._later(item, record, max(since, self._checked))
-                if later is None:
-                    return True  # forgotten: nobody can tell any more that it was not
-                if later[-1].revision == change.revision:
-                    self._made = self._made or later[-1]
-                if is_superseded(change, [one for one in later if one.revision > change.revision], self._made):
-                    return True
-        self._checked = newest.revision
-        return False
-
-    async def _later(self, item: KeyValue, record: TenantRecord, since: Revision) -> list[TenantPolicy] | None:
-        """What a home put of the tenant, back to a revision; None where that is not known, or was partly elsewhere."""
-        later = [record.policy]
-        while later[-1].revision > since:
-            earlier = await self._before(item)
-            if earlier is None:
-                return None
-            item = earlier
-            later.append(self._record(item).policy)
-            if later[-2].revision > later[-1].revision + 1:
-                return None
-        return later
-
-    async def _before(self, item: KeyValue) -> KeyValue | None:
-        """The record that one replaced; None if the store no longer has it."""
-        try:
-            return await self._range(item.key, item.mod_revision - 1)
-        except CompactedError:
-            return None
-
-    async def _range(self, key: str, revision: int = 0) -> KeyValue | None:
-        answer = await self._store.range(Range(key, revision=revision), timeout_s=_READ_S)
-        return answer.items[0] if answer.items else None
-
-    def _record(self, item: KeyValue) -> TenantRecord:
-        at = layout.parse(item.key)
-        if isinstance(at, layout.PolicyKey):
-            with suppress(RecordError):
-                return decode_tenant(at, item.value, self._trust)
-        raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
-
     def _left_s(self, most_s: float) -> float:
         return min(most_s, self._until_s - self._clock.now_s())
 
@@ -509,7 +438,3 @@ def _unasked(error: StoreError) -> MeshError:
     if isinstance(error, StoreDeniedError):
         return MeshError(Code.INTERNAL_ERROR, hint="The control store refuses this program's certificate.")
     return MeshError(Code.POLICY_STORE_UNAVAILABLE)
-
-
-def _other_store() -> MeshError:
-    return MeshError(Code.INTERNAL_ERROR, hint="The control store went back in time since the change was made.")

@@ -1,0 +1,112 @@
+"""Whether what a change took away was given back since: of that a wait for it does not return as done.
+
+The record says by itself since when a jurisdiction is out of the pin; of all else only its history tells, which the
+store keeps for a while. Where the tenant has left the home meanwhile, its next homes' records tell.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from mesh.control import layout
+from mesh.control.records import RecordError, TenantRecord, Trust, decode_tenant
+from mesh.control.standing import Committed, is_superseded, tells_by_itself
+from mesh.control.store import CompactedError, KeyValue, Range, Store
+from mesh.errors import Code, MeshError
+from mesh.policy.bundle import TenantPolicy
+from mesh.types import Revision
+
+_READ_S = 1.0
+
+
+class LaterChanges:
+    """What became of a tenant's record since one change, as far as was asked.
+
+    Attributes:
+        left: Whether the tenant has left the home of the change.
+    """
+
+    def __init__(self, store: Store, trust: Trust, change: Committed) -> None:
+        policy = change.tenant.policy
+        self.left = False
+        self._store = store
+        self._trust = trust
+        self._change = change
+        self._checked = change.revision
+        self._made = policy if policy.revision == change.revision else None
+
+    async def gave_back(self, item: KeyValue) -> bool:
+        """Whether a later revision gave back what the change took.
+
+        Args:
+            item: The record as it stands at the home of the change.
+
+        Raises:
+            StoreError: It cannot be told now.
+            MeshError: `internal_error`: the store is not the one that the change was made in.
+        """
+        change, shrink, record = self._change, self._change.shrink, self._record(item)
+        if record.policy.revision < change.revision:
+            raise other_store()
+        if shrink is None or not (shrink.removed or shrink.lowered):
+            return False  # a key stays revoked, and a home left
+        self.left, stays = record.left, [(item, record, Revision(0))]
+        while record.left:
+            found = await self._range(layout.policy_key(record.chain[-1].new_home, record.policy.tenant))
+            since = record.policy.revision
+            if found is None or (record := self._record(found)).policy.revision < since:
+                raise other_store()
+            stays.append((found, record, since))
+        newest = record.policy
+        if newest.revision <= self._checked:
+            return False
+        if is_superseded(change, [newest], self._made):
+            return True
+        # Since when a jurisdiction is out of the pin the record says itself; of the rest only its history tells.
+        if not tells_by_itself(change, newest):
+            for item, record, since in reversed(stays):
+                later = await self._later(item, record, max(since, self._checked))
+                if later is None:
+                    return True  # forgotten: nobody can tell any more that it was not
+                if later[-1].revision == change.revision:
+                    self._made = self._made or later[-1]
+                if is_superseded(change, [one for one in later if one.revision > change.revision], self._made):
+                    return True
+        self._checked = newest.revision
+        return False
+
+    async def _later(self, item: KeyValue, record: TenantRecord, since: Revision) -> list[TenantPolicy] | None:
+        """What a home put of the tenant, back to a revision; None where that is not known, or was partly elsewhere."""
+        later = [record.policy]
+        while later[-1].revision > since:
+            earlier = await self._before(item)
+            if earlier is None:
+                return None
+            item = earlier
+            later.append(self._record(item).policy)
+            if later[-2].revision > later[-1].revision + 1:
+                return None
+        return later
+
+    async def _before(self, item: KeyValue) -> KeyValue | None:
+        """The record that one replaced; None if the store no longer has it."""
+        try:
+            return await self._range(item.key, item.mod_revision - 1)
+        except CompactedError:
+            return None
+
+    async def _range(self, key: str, revision: int = 0) -> KeyValue | None:
+        answer = await self._store.range(Range(key, revision=revision), timeout_s=_READ_S)
+        return answer.items[0] if answer.items else None
+
+    def _record(self, item: KeyValue) -> TenantRecord:
+        at = layout.parse(item.key)
+        if isinstance(at, layout.PolicyKey):
+            with suppress(RecordError):
+                return decode_tenant(at, item.value, self._trust)
+        raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
+
+
+def other_store() -> MeshError:
+    """The store is not the one that a change was made in."""
+    return MeshError(Code.INTERNAL_ERROR, hint="The control store went back in time since the change was made.")
