@@ -8,18 +8,21 @@
 A seed decides an episode, byte for byte: what is found is replayed by its seed. Every eighth plain seed is aimed at a
 rule in turn, with nothing left out: what finds mutants must find nothing there.
 
-The first and the third write a section of `reports/border.md`.
+The first and the third write a section of `reports/border.md`. With `--json` what was found is one JSON object on
+standard output.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from typing import Any
 
@@ -121,6 +124,7 @@ def main(given: list[str]) -> int:
     parser.add_argument("--mutants", action="store_true", help="every rule")
     parser.add_argument("--replay", type=int, metavar="SEED")
     parser.add_argument("--aim", choices=sorted(SCRIPTS), metavar="RULE", help="with --replay: nothing left out")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(given)
     if args.replay is not None:
@@ -140,7 +144,11 @@ def main(given: list[str]) -> int:
         for one in tally.found:
             aimed = f" --aim {one.aim}" if one.aim else ""
             _say(f"--replay {one.seed}{aimed}: {'; '.join([*one.violations[:2], *one.errors[:2]])}")
-    return 1 if tally.found or None in firsts.values() else 0
+    good = not tally.found and None not in firsts.values()
+    if args.json:
+        seen = report.section() if tally.episodes else {}
+        print(json.dumps({"ok": good, "found": [asdict(one) for one in tally.found], "rules": firsts, **seen}))
+    return 0 if good else 1
 
 
 def _replay(args: argparse.Namespace) -> int:

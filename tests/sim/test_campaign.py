@@ -5,6 +5,7 @@ Takes minutes, on two processes. `scripts/campaign sim` plays more; a finding th
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -80,3 +81,11 @@ def test_what_a_mutant_breaks_is_found_again() -> None:
     assert one.violations == other.violations != ()
     assert (one.checked, one.digest) == (other.checked, other.digest)
     assert one.checked != ()
+
+
+def test_the_campaign_answers_in_json_and_by_its_status() -> None:
+    command = [ROOT / "scripts/campaign", "sim", "--mutant", "fence", "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer = json.loads(run.stdout)
+    assert answer["ok"]
+    assert answer["rules"]["fence"] >= 1
