@@ -95,6 +95,7 @@ ADDED: dict[str, str] = {
         "after a restore, of records whose commit is unknown only what they take away is published, not what they allow"
     ),
     "earlier drains": "a change is draining while anything runs that it does not permit, whichever change ended that",
+    "put again": "what is asked of a new home that has not put the statement yet is put again, also where nothing changes",
     "unbroken": "what a watch has told adds to a read only where it did not break since before the read was asked for",
     "unchanged": "where the record was put since the read, it is read again",
     "asked first": "it is the connection under which the read was asked for that must not have broken",

@@ -119,10 +119,76 @@ class Moves:
             yield "ack", state._replace(acked=state.applied)
 
 
-def _check(configuration: str, machine: Moves, at_least: int = 0) -> Check:
+class Asked(NamedTuple):
+    """Of `Again`: `store`, `applied` and `acked` as in `State`; `waits` is the number of B's shard that is waited for."""
+
+    store: Numbers
+    applied: Numbers
+    acked: Numbers
+    age: int
+    waits: int
+    asked_for: int
+    returned: bool
+
+
+@dataclass(frozen=True)
+class Again:
+    """A removal that A made and nobody has waited for; then the move; then it is asked for again at B.
+
+    A's shard: 1 from the removal on, 2 from the statement on. B's: its first record, which has J out already, and that
+    record put again with the statement. What stands already B would only wait for; but of its first record an
+    acknowledgement says nothing, since a gateway that has not heard of the statement goes by A's.
+    """
+
+    without: str = ""
+
+    @property
+    def start(self) -> Asked:
+        none = Numbers(0, 0)
+        return Asked(none, none, none, BY_A, waits=0, asked_for=0, returned=False)
+
+    def broken(self, state: Asked) -> str:
+        a, b = state.applied
+        permits = a == 0 and b < REMOVED and state.age < BY_A
+        return "I1, I2: served in J after the return" if state.returned and permits else ""
+
+    def steps(self, state: Asked) -> Iterator[tuple[str, Asked]]:
+        a, b = state.store
+        aged = min(BY_A, state.asked_for + 1) if state.waits else 0
+        yield "tick", state._replace(age=min(BY_A, state.age + 1), asked_for=aged)
+        if a == 0:
+            yield "A COMMITS: J removed", state._replace(store=Numbers(1, b))
+        elif b < FIRST:
+            yield "B puts its first record", state._replace(store=Numbers(a, FIRST))
+        elif a == 1:
+            yield "A states the move", state._replace(store=Numbers(2, b))
+        elif not state.waits:
+            if self.without == "put again":
+                yield "asked again at B: nothing changes", state._replace(waits=FIRST)
+            else:
+                yield "asked again at B: put again", state._replace(store=Numbers(a, REMOVED), waits=REMOVED)
+        if state.waits and (state.acked.b >= state.waits or state.asked_for >= BY_A):
+            yield "RETURN", state._replace(returned=True)
+        if state.applied == state.store:
+            yield "grant", state._replace(age=0)
+        elif state.store.a == 0:
+            yield "grant by what A has", state._replace(age=0)
+        for shard in (0, 1):
+            if state.applied[shard] < state.store[shard]:
+                applied = list(state.applied)
+                applied[shard] += 1
+                yield f"applies {'AB'[shard]} {applied[shard]}", state._replace(applied=Numbers(*applied))
+        if state.acked != state.applied:
+            yield "ack", state._replace(acked=state.applied)
+
+
+def _check(configuration: str, machine: Moves | Again, at_least: int = 0) -> Check:
     return Check("moves", configuration, machine, at_least, machine.without)
 
 
-HOLD = (_check("S 2 becomes S 1", Moves(), 2_000),)
+HOLD = (_check("S 2 becomes S 1", Moves(), 2_000), _check("a removal asked for again", Again(), 100))
 LARGE: tuple[Check, ...] = ()
-FOUND = tuple(_check("S 2 becomes S 1", Moves(rule)) for rule in ("chain carried", "both homes' S"))
+FOUND = (
+    *(_check("S 2 becomes S 1", Moves(rule)) for rule in ("chain carried", "both homes' S")),
+    _check("a removal asked for again", Again("put again")),
+)
