@@ -21,6 +21,7 @@ from pinmodel import (
     twins,
 )
 from pinmodel.explore import Check
+from proof_rules import RULES as IN_WORDS
 
 _MODELS = (
     core,
@@ -72,7 +73,7 @@ STATED: dict[str, str] = {
     "old events": "events at or below the revision that was fetched are dropped",
     "one revision": "a fetch reads all its pages at one revision",
     "kept": "an answer that is not caught up with is kept until it is",
-    "both homes' S": "authority_before carries the values of both homes of a move",
+    "both homes' S": IN_WORDS["both homes' S"],
     "suspend": "time in suspend counts",
     "wall": "no authority after the wall clock and BOOTTIME moved apart",
     "old op": "an op id older than six days is refused",
