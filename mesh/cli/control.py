@@ -12,6 +12,7 @@ from mesh.cli.context import Here, Status, here_of
 from mesh.cli.options import Json
 from mesh.cli.output import Column, people, print_json, table, warn_unreachable, words
 from mesh.cli.running import Running, running, unreachable
+from mesh.control.records import FIRST_EPOCH
 from mesh.errors import Code, MeshError
 from mesh.types import RegionId
 from mesh.v1.admin_pb2 import ControlStatusRequest, ControlStatusResponse, RecoverProgress, RecoverRequest
@@ -125,7 +126,13 @@ async def _until_there(mesh: Running, region: RegionId, epoch: int, tries: int) 
 def _explain(found: _Found) -> None:
     """What people must know of what was not published as it was."""
     console = words()
-    console.print(f"Control epoch {found.epoch}. Until all older authority has run out, removals take their full time.")
+    if found.epoch == FIRST_EPOCH:
+        # It is never published anew, and nobody waits for authority of an older one.
+        console.print("Control epoch 1. The control store did not go back in time: there is nothing to publish.")
+    else:
+        console.print(
+            f"Control epoch {found.epoch}. Until all older authority has run out, removals take their full time."
+        )
     told = found.by_region.values()
     if any(said.narrowed or said.keys_left_out for said in told):
         console.print(

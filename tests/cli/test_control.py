@@ -63,6 +63,16 @@ def test_people_are_told_what_was_narrowed(mesh: World, capfd: pytest.CaptureFix
     assert "Ask for them again" in err
 
 
+def test_people_are_told_whether_removals_wait(mesh: World, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["control", "recover"], mesh.here) == 0
+    err = capfd.readouterr().err
+    assert "nothing to publish" in err
+    assert "full time" not in err
+    mesh.admins["vn-1"].went_back = True
+    assert run(["control", "recover"], mesh.here) == 0
+    assert "removals take their full time" in capfd.readouterr().err
+
+
 def test_a_region_that_is_away_is_told_and_the_rest_is_done(mesh: World, capfd: pytest.CaptureFixture[str]) -> None:
     mesh.stop("ap-southeast-1")
     assert run(["control", "recover", "--json"], mesh.here) == 1
