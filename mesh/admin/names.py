@@ -48,7 +48,8 @@ def checked_allowed(codes: Iterable[str], home: Jurisdiction) -> frozenset[Juris
     if not allowed <= JURISDICTIONS:
         raise MeshError(Code.UNKNOWN_JURISDICTION, param="allowed", hint=f"Known are {known}.")
     if home not in allowed:
-        raise MeshError(Code.HOME_OUTSIDE_PIN, param="allowed", hint=f"The home is in {home}: move the tenant first.")
+        hint = f"The home is in {home}: choose another for a new tenant, or move one that exists first."
+        raise MeshError(Code.HOME_OUTSIDE_PIN, param="allowed", hint=hint)
     return allowed
 
 

@@ -18,6 +18,7 @@ from mesh.admin.shrinks import Patience, Progress, Shrinks
 from mesh.admin.tenants import NamedTenant, Tenants
 from mesh.control.barrier import Barrier, Standing
 from mesh.control.changes import Outcome
+from mesh.control.ops import checked_op_id
 from mesh.control.records import KeyRecord
 from mesh.errors import Code, MeshError
 from mesh.ledger import Ledger
@@ -169,6 +170,9 @@ class AdminService:
         return pb.LeaveHomeResponse(op_id=outcome.op_id, revision=outcome.revision)
 
     async def _finish_move(self, request: pb.FinishMoveRequest) -> AsyncGenerator[pb.ShrinkProgress]:
+        if request.patience.op_id:
+            # A move that is finished already looks for no record under it.
+            checked_op_id(request.patience.op_id, self._clock.wall_s())
         outcome, record = await self._in_time(self._tenants.finish_move(request.tenant))
         policy = record.policy
 

@@ -248,6 +248,11 @@ async def test_either_admin_may_die_between_the_steps(tmp_path: Path) -> None:
         assert (await desk.find(B, "acme")).home == B
         again = await desk.finish(acme, B)
         assert again.tenant == finished.tenant
+        call = desk.stubs[B].FinishMove(
+            pb.FinishMoveRequest(tenant=acme.tenant, patience=pb.Patience(op_id="last week's"))
+        )
+        error = await refused(call.read())
+        assert (error.code, error.param) == (Code.INVALID_PARAMETER, "op_id"), "also where nothing is left to do"
         await desk.start(A, tasks)
         ledger = open_ledger(desk.settings.ledger, A, clock=SystemClock(), tasks=TaskGroupTasks, log=_quiet())
         async with ledger as old:
