@@ -165,6 +165,11 @@ class Ongoing:
         left_s = self._running.left_s(policy, self.uses, now)
         return left_s if self.end is None else min(left_s, self.end.left_s(now))
 
+    @property
+    def ends_with(self) -> Code | None:
+        """What its client is told when it ends, once a change has said that it does."""
+        return self.code if self.end is None else self.end.code
+
     def ends_in_s(self, now: Instant) -> float:
         """How long it may still take until it ends, once a change has said that it does."""
         return 0.0 if self.code is not None else max(0.0, self.left_s(now))

@@ -340,7 +340,10 @@ class Story(Generic[P, H]):
             ongoing.returned(whole=whole)
         fault = relayed.fault
         if fault is not None and fault.code in _OF_THE_HOP:
-            fault = MeshError(_OF_THE_HOP[fault.code])
+            # A replica stops a step before the end that a change has set here: then that change is what the client is
+            # told of, as if this gateway's own timer had come first. What has not begun is decided anew instead.
+            why = ongoing.ends_with if relayed.began else None
+            fault = MeshError(why or _OF_THE_HOP[fault.code])
         return relayed.began, fault
 
     async def _send(

@@ -265,6 +265,24 @@ async def test_a_removal_lets_run_what_runs_for_the_drain_and_no_grant_moves_its
         assert [one.outside_pin for one in made.world.settled] == [True, False]
 
 
+@pytest.mark.parametrize("drains", [True, False])
+async def test_a_replica_that_stops_first_does_not_hide_why(drains: bool) -> None:
+    # It ends what it works on a step before its deadline, which is the end of the drain.
+    hop = ScriptedHop(pieces=2, fault=Code.POLICY_STALE)
+    async with lab(hops={"a:1": [hop]}) as made:
+        call = Call(stream=True)
+        task = made.start(call)
+        await show(call, hop, 1)
+        if drains:
+            made.world.set_policy(2, ("VN",), drain_s=3.0)
+        await made.advance(2.5, granted=True)
+        assert not task.done()
+        await show(call, hop, 1)
+        assert made.codes == {"call": Code.RESIDENCY_REFUSED if drains else Code.NO_CAPACITY}
+        # It was sent on while it was permitted, so nothing was shown to a country that was out.
+        assert [one.outside_pin for one in made.world.settled] == [False]
+
+
 async def test_a_drain_is_at_most_what_was_left_under_the_older_policy() -> None:
     hop = stream()
     async with lab(hops={"a:1": [hop]}) as made:
