@@ -340,10 +340,13 @@ class Story(Generic[P, H]):
             ongoing.returned(whole=whole)
         fault = relayed.fault
         if fault is not None and fault.code in _OF_THE_HOP:
-            # A replica stops a step before the end that a change has set here: then that change is what the client is
-            # told of, as if this gateway's own timer had come first. What has not begun is decided anew instead.
-            why = ongoing.ends_with if relayed.began else None
-            fault = MeshError(why or _OF_THE_HOP[fault.code])
+            code = _OF_THE_HOP[fault.code]
+            if relayed.began:
+                # A replica stops a step before the end that is set here, by a change or by this gateway's authority:
+                # that is what the client is told of, as if the timer here had come first. What has not begun is
+                # decided anew instead.
+                code = ongoing.ends_with or (fault.code if fault.code is Code.POLICY_STALE else code)
+            fault = MeshError(code)
         return relayed.began, fault
 
     async def _send(

@@ -278,7 +278,7 @@ async def test_a_replica_that_stops_first_does_not_hide_why(drains: bool) -> Non
         await made.advance(2.5, granted=True)
         assert not task.done()
         await show(call, hop, 1)
-        assert made.codes == {"call": Code.RESIDENCY_REFUSED if drains else Code.NO_CAPACITY}
+        assert made.codes == {"call": Code.RESIDENCY_REFUSED if drains else Code.POLICY_STALE}
         # It was sent on while it was permitted, so nothing was shown to a country that was out.
         assert [one.outside_pin for one in made.world.settled] == [False]
 
