@@ -155,5 +155,5 @@ def _check(state: BarrierState) -> None:
         missing = sum(not member.accounted for member in state.members)
         raise MeshError(
             Code.DEADLINE_EXCEEDED,
-            hint=f"The change is made and stays; {missing} gateway processes are not accounted for yet.",
+            hint=f"The change is made and stays; gateway processes not accounted for yet: {missing}.",
         )

@@ -89,6 +89,8 @@ def _usage(error: click.ClickException) -> UsageFault:
             return UsageFault("There is no such option.")
         case click.MissingParameter(param=param):
             name = (param.metavar or param.name or "").strip("[]") if param else ""
+            if param is not None and param.param_type_name == "option":
+                name = max(param.opts, key=len)
             return UsageFault(f"{name or 'A value'} is missing.", param=_name(error))
         case click.BadParameter():
             return UsageFault("This value is not possible here.", param=_name(error))

@@ -129,6 +129,17 @@ def test_wrong_usage_changes_nothing(mesh: World, arguments: list[str]) -> None:
     assert not [name for name, _ in mesh.admins["vn-1"].calls if name != "FindTenant"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(["pin", "acme"], "--allow"), (["tenant", "move", "acme"], "--home"), (["tenant", "move"], "TENANT")],
+)
+def test_what_is_missing_is_named_as_it_is_typed(
+    mesh: World, capfd: pytest.CaptureFixture[str], arguments: list[str], missing: str
+) -> None:
+    assert run(arguments, mesh.here) == 2
+    assert f"{missing} is missing." in capfd.readouterr().err
+
+
 def test_a_receipt_that_cannot_be_written_is_known_before_anything_changes(mesh: World, tmp_path: Path) -> None:
     assert run(["pin", "acme", "--allow", "VN", "--receipt", str(tmp_path / "no" / "r.json")], mesh.here) == 2
     assert mesh.admins["vn-1"].calls == []
