@@ -740,6 +740,7 @@ MUTANTS: dict[str, Mutant] = {
     "drainlive": Mutant(Drainlive),
     "live": Mutant(Live),
     "pauseadmit": Mutant(Pauseadmit),
+    "pingreuse": Mutant(Pingreuse),
     "longstep": Mutant(Longstep),
     "fence": Mutant(Fence),
     "ackclose": Mutant(Ackclose),
@@ -773,9 +774,3 @@ NOT_EXPRESSED: dict[str, str] = {
     "twowatch": "The feed has one watch; a second would be another program.",
 }
 """Rules that no variant of a part leaves out, and why."""
-
-NOT_FOUND: dict[str, str] = {
-    "pingreuse": "Expressed by `Pingreuse`: but every later word of the gateway mends a hop's deadline, so that two lives "
-    "of a replica would have to send as many pings, a hop to fall between them, and no word to follow.",
-}
-"""Rules that are expressed and that no seed has found; they are in the models and in tests of their own."""

@@ -179,11 +179,20 @@ def _ackclose(rng: random.Random, plan: Plan) -> Drawn:
 
 
 def _pingreuse(rng: random.Random, plan: Plan) -> Drawn:
+    """A life of a replica that is too short for more than a ping; then hops that name it reach the next life.
+
+    They do so before the gateway hears of that life, and it stands still before it could take them back.
+    """
     when, cut = _cut_at_grant(rng)
-    nth = when.nth
-    first = Fault("kill", (REPLICA,), _granted(nth, rng.uniform(1.5, 3.5)), 0.1)
-    second = Fault("power", (REPLICA,), _granted(nth, rng.uniform(4.2, 5.6)), rng.uniform(0.1, 0.9))
-    return [Order("pin", when)], _OFTEN, (*_rates(plan), first, second, *cut)
+    born_s = rng.uniform(0.3, 0.9)
+    gone_s, down_s, slow_s = born_s + rng.uniform(0.35, 0.95), rng.uniform(0.05, 0.4), rng.uniform(0.3, 0.8)
+    stands_s = gone_s + down_s + rng.uniform(1.0, 3.0) * slow_s
+    born = Fault("kill", (REPLICA,), _granted(when.nth, born_s), 0.1)
+    gone = Fault("power", (REPLICA,), _granted(when.nth, gone_s), down_s)
+    slow = Fault("slow", (OUT, REPLICA), _granted(when.nth, gone_s - 0.02), 15.0, slow_s)
+    stands = Fault("pause", (OUT,), _granted(when.nth, stands_s), 12.0)
+    load = replace(_LONG, out_s=0.12, long=0.9, slow=0.0)
+    return [Order("pin", when)], load, (*_rates(plan), born, gone, slow, stands, *cut)
 
 
 def _raised(at: float = 3.0) -> Order:
