@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from etcd_lab import HOST, Lab, free_port, running_etcd
+from waiting import eventually
 
 from mesh import tls
 from mesh.admin.program import AdminProgram
@@ -138,8 +139,7 @@ class Desk:
         trust = trust_of(self.settings, SystemClock())
         feed = PolicyFeed(store, book, SystemClock(), trust, listener=membership)
         self.running = [tasks.create_task(feed.run()), tasks.create_task(membership.run())]
-        while membership.renewals < 2 or not book.loaded:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: membership.renewals >= 2 and book.loaded)
         return book, authority
 
 
@@ -177,8 +177,7 @@ async def test_a_tenant_moves_with_its_name_and_keys_and_a_gateway_never_stops_s
         key = await a.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant))
         book, authority = await desk.gateway(A, tasks)
         tenant = TenantId(acme.tenant)
-        while book.key(key.key_id) is None:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: book.key(key.key_id) is not None)
         gaps, done = list[str](), asyncio.Event()
 
         async def watch() -> None:
@@ -223,8 +222,7 @@ async def test_a_tenant_moves_with_its_name_and_keys_and_a_gateway_never_stops_s
         assert (pinned.done, list(pinned.tenant.allowed)) == (True, ["SG"])
         revoked = [one async for one in b.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id))][-1]
         assert revoked.done
-        while not ((known := book.key(key.key_id)) and known.revoked):
-            await asyncio.sleep(0.01)
+        await eventually(lambda: bool((known := book.key(key.key_id)) and known.revoked))
         # The old home knows the name no more, and may give it to another.
         other = await a.CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN"]))
         assert other.tenant != acme.tenant

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from etcd_lab import Lab, Proxy, running_etcd
 from trust_lab import changes_in, trust_in
+from waiting import eventually
 
 from mesh.control import layout
 from mesh.control.barrier import Barrier, BarrierState, Standing
@@ -27,12 +28,6 @@ from mesh.types import GatewayId, Jurisdiction, MemberId, RegionId, Revision, Ro
 HOME, ABROAD = RegionId("vn-1"), RegionId("sg-1")
 VN, SG = Jurisdiction("VN"), Jurisdiction("SG")
 BOTH = frozenset({VN, SG})
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Waits for a condition; the test's own time limit is the only one."""
-    while not holds():
-        await asyncio.sleep(0.01)
 
 
 async def test_a_gateway_writes_its_own_regions_members_and_an_admin_reads_all(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from etcd_lab import Lab, Proxy, running_etcd
 from trust_lab import changes_in, trust_in
+from waiting import eventually
 
 from mesh.control.changes import Changes
 from mesh.control.feed import PolicyFeed
@@ -33,12 +33,6 @@ from mesh.types import Jurisdiction, KeyId, RegionId, Role, TenantState, Transfe
 
 HOME = RegionId("vn-1")
 VN, BOTH = frozenset({Jurisdiction("VN")}), frozenset({Jurisdiction("VN"), Jurisdiction("SG")})
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Waits for a condition; the test's own time limit is the only one."""
-    while not holds():
-        await asyncio.sleep(0.01)
 
 
 async def collect(store: Store, start: int, count: int, downs: list[str] | None = None) -> list[int]:

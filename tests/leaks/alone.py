@@ -9,6 +9,7 @@ from pathlib import Path
 
 from etcd_lab import running_etcd
 from leaks.parts import Parts
+from waiting import eventually
 
 from mesh.control.grants import Membership
 from mesh.policy.authority import Authority
@@ -26,8 +27,7 @@ async def granted(parts: Parts, folder: Path, texts: Sequence[str]) -> None:
         )  # fmt: skip
         running = asyncio.create_task(membership.run())
         async with asyncio.timeout(60):
-            while membership.grant_age_s is None:
-                await asyncio.sleep(0.01)
+            await eventually(lambda: membership.grant_age_s is not None)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
