@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from pathlib import Path
+
+from ports import HOST, free_port
 
 from mesh.control.etcd import EtcdStore, open_store, open_store_as_root
 from mesh.control.roles import set_up
@@ -19,7 +20,6 @@ from mesh.embedded.etcd_binary import find_etcd
 from mesh.runtime import SystemClock
 from mesh.types import RegionId, Role
 
-HOST = "127.0.0.1"
 CACHE = Path(__file__).parent.parent / ".mesh-test-cache"
 
 
@@ -27,12 +27,6 @@ CACHE = Path(__file__).parent.parent / ".mesh-test-cache"
 def etcd_binary() -> str:
     """That of MESH_ETCD, else `etcd` on PATH, else Debian's package unpacked into the tests' cache."""
     return os.environ.get("MESH_ETCD") or str(find_etcd(CACHE, os.environ, lambda *_: None))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 class Etcd:

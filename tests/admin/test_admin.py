@@ -14,8 +14,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from etcd_lab import HOST, Lab, free_port, running_etcd
+from etcd_lab import Lab, running_etcd
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from ports import HOST, free_port
 from trust_lab import Notebook
 
 from mesh import tls

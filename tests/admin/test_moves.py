@@ -12,7 +12,8 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from etcd_lab import HOST, Lab, free_port, running_etcd
+from etcd_lab import Lab, running_etcd
+from ports import HOST, free_port
 from waiting import eventually
 
 from mesh import tls

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from etcd_lab import HOST, running_etcd
+from etcd_lab import running_etcd
+from ports import HOST
 from trust_lab import changes_in
 
 from mesh.control.roles import set_up

@@ -16,6 +16,7 @@ import grpc.aio
 import pytest
 from grpc_lab import HEAD, SG, TENANT, VN, FakeHop, data, end
 from grpc_lab import opened as opened_grpc
+from ports import free_port
 
 from mesh.cli.front import haproxy_binary, render_front
 from mesh.embedded.authority import make_pki
@@ -98,12 +99,6 @@ class Lab:
         with pytest.raises(ssl.SSLWantReadError):
             client.do_handshake()
         return outgoing.read()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        return one.getsockname()[1]
 
 
 def region(front: Front, proxied: int, grpc_port: int) -> Region:

@@ -11,8 +11,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from etcd_lab import HOST, free_port, running_etcd
+from etcd_lab import running_etcd
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from ports import HOST, free_port
 
 from mesh import tls
 from mesh.embedded.authority import make_pki

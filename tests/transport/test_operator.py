@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from ports import free_port
 
 from mesh.embedded.authority import make_pki
 from mesh.errors import Code, MeshError
@@ -20,11 +21,6 @@ from mesh.transport.operator import serve_operator
 from mesh.types import RegionId, Role
 
 VN = RegionId("vn-1")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 @contextlib.asynccontextmanager
