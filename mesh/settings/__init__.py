@@ -13,7 +13,8 @@ The `regions/` folder of the repository holds `models.yaml` beside the region fi
 `render` writes what `load` reads.
 """
 
-from mesh.settings.folder import load, load_catalogue, render
+from mesh.settings.catalogue import load_catalogue
+from mesh.settings.folder import load
 from mesh.settings.model import (
     JURISDICTIONS,
     Address,
@@ -26,6 +27,7 @@ from mesh.settings.model import (
     Region,
     Settings,
 )
+from mesh.settings.rendering import render
 from mesh.settings.table import is_address
 
 __all__ = [

@@ -118,9 +118,9 @@ class Region:
     Attributes:
         accelerator: `cpu` or `cuda`.
         endpoint: The doors as clients reach them.
-        policy_keys: What signs its tenants' policy; without one it is no tenant's home.
         front: What stands before the gateways, or None where clients reach them directly.
         domain: Under which the region's tenants have names of their own, or None; see `mesh.policy.hostnames`.
+        policy_keys: What signs its tenants' policy; without one it is no tenant's home.
         replica_host: The address on which the region's replicas open their ports; None where Ray's node address is it.
         provider: What fills the cluster launcher's template, as in `cluster.yaml`.
     """
@@ -133,9 +133,9 @@ class Region:
     admin: Address
     gateways: tuple[Gateway, ...]
     deployments: tuple[Deployment, ...]
-    policy_keys: tuple[PolicyKey, ...] = ()
     front: Front | None = None
     domain: str | None = None
+    policy_keys: tuple[PolicyKey, ...] = ()
     replica_host: str | None = None
     provider: Mapping[str, object] = field(default_factory=dict)
 

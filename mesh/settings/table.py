@@ -13,6 +13,8 @@ from typing import cast
 from mesh.settings.document import Faults, join
 from mesh.settings.model import Address
 
+LINE = re.compile(r"[^\x00-\x1f\x7f]{1,4096}")
+"""One line of text, whatever it says."""
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)", re.IGNORECASE)
 _NOWHERE = Address("", 0)
 
