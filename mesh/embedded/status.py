@@ -66,7 +66,7 @@ def deploy_part(region: RegionId) -> str:
 
 def is_ready(region: Region, view: View) -> bool:
     """Whether a gateway takes calls, each of the region's models has a ready replica, and its admin serves."""
-    return not _lacks(region, view) and view.admins.get(region.id, False)
+    return not lacks(region, view) and view.admins.get(region.id, False)
 
 
 def status_of(known: Known, view: View) -> Row:
@@ -115,7 +115,7 @@ def _region(known: Known, view: View, region: Region) -> Row:
         "admin": str(region.admin),
         "ray": {"state": ray.state.value, "pid": ray.pid},
         "gateways": [_gateway(known, view, region, gateway) for gateway in region.gateways],
-        "replicas": _replicas(view, region),
+        "replicas": replica_rows(view, region),
     }
 
 
@@ -139,7 +139,7 @@ def _gateway(known: Known, view: View, region: Region, gateway: Gateway) -> Row:
     return {"id": gateway.id, "state": state.value, "pid": part.pid}
 
 
-def _replicas(view: View, region: Region) -> list[Row]:
+def replica_rows(view: View, region: Region) -> list[Row]:
     """One row per process and model, as the first gateway that answers sees them."""
     rows: dict[tuple[str, str], Row] = {}
     for gateway in region.gateways:
@@ -164,7 +164,7 @@ def _replica(replica: fleet_pb2.ReplicaReport, model: fleet_pb2.ModelReport) -> 
     }
 
 
-def _lacks(region: Region, view: View) -> list[str]:
+def lacks(region: Region, view: View) -> list[str]:
     """What a region needs and does not have, in words; nothing where it can take calls."""
     said = [view.gateways.get((region.id, gateway.id)) for gateway in region.gateways]
     answers = [one for one in said if one is not None]
@@ -187,15 +187,14 @@ def _reasons(known: Known, view: View, *, healthy: bool) -> list[str]:
     if not healthy and known.parts["etcd"].fault is None:
         reasons.append(f"etcd does not answer; see {known.parts['etcd'].log}")
     for region in known.settings.regions.values():
-        reasons.extend(_went_back(region, view))
-        lacks = _lacks(region, view)
-        reasons.extend(f"{region.id}: {lack}; see {_log(known, region, lack)}" for lack in lacks)
+        reasons.extend(went_back(region, view))
+        reasons.extend(f"{region.id}: {lack}; see {_log(known, region, lack)}" for lack in lacks(region, view))
         if not view.admins.get(region.id, False):
             reasons.append(f"{region.id}: its admin does not answer; see {known.parts[admin_part(region.id)].log}")
     return reasons
 
 
-def _went_back(region: Region, view: View) -> list[str]:
+def went_back(region: Region, view: View) -> list[str]:
     """Who in a region has seen the control store go back in time, or waits for what it lost."""
     back = f"{region.id}: the control store went back in time"
     see = "run 'mesh control recover'; see docs/operator.md, 'Recovery'"
