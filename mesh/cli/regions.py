@@ -10,10 +10,10 @@ import typer
 
 from mesh.cli.cluster import render_cluster
 from mesh.cli.context import checkout, here_of
-from mesh.cli.front import haproxy_binary, render_front
 from mesh.cli.options import Json
 from mesh.cli.output import Column, print_json, show_items, show_object
 from mesh.embedded.configuration import catalogue
+from mesh.embedded.front import haproxy_binary, render_front
 from mesh.errors import Code, MeshError
 from mesh.settings import Catalogue, Region
 from mesh.types import RegionId

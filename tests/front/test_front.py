@@ -18,8 +18,8 @@ from grpc_lab import HEAD, SG, TENANT, VN, FakeHop, data, end
 from grpc_lab import opened as opened_grpc
 from ports import free_port
 
-from mesh.cli.front import haproxy_binary, render_front
 from mesh.embedded.authority import make_pki
+from mesh.embedded.front import haproxy_binary, render_front
 from mesh.http1 import Request, listen
 from mesh.policy.hostnames import label_of
 from mesh.settings import Address, Catalogue, Front, Gateway, Region
