@@ -6,16 +6,16 @@ import asyncio
 import json
 import ssl
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, cast
 
 import httpx2
 import typer
 
-from mesh.cli.context import Here, Status, here_of
+from mesh.cli.context import Site, Sites, here_of
 from mesh.cli.options import Json
 from mesh.cli.output import UsageFault, print_json
-from mesh.cli.running import CALL_TIMEOUT_S, sites_of
+from mesh.cli.running import CALL_TIMEOUT_S
 from mesh.errors import Code, MeshError
 
 _ANSWER_TIMEOUT_S = 300.0
@@ -52,8 +52,8 @@ def chat(
         raise UsageFault("A key is needed: give --key, or set MESH_API_KEY.", param="key")
     if not secret.isascii() or not secret.isprintable():
         raise MeshError(Code.INVALID_API_KEY)
-    status = here.supervisor.status(here.home)
-    answer = asyncio.run(_chat(here, status, text, secret, at, model, max_tokens, as_json=as_json))
+    sites = here.supervisor.sites(here.home)
+    answer = asyncio.run(_chat(sites, text, secret, at, model, max_tokens, as_json=as_json))
     if as_json:
         print_json(answer)
     else:
@@ -61,8 +61,7 @@ def chat(
 
 
 async def _chat(
-    here: Here,
-    status: Status,
+    sites: Sites,
     text: str,
     key: str,
     at: str | None,
@@ -74,9 +73,9 @@ async def _chat(
     headers = {"authorization": f"Bearer {key}"}
     # Not from the environment: a proxy, or a file of TLS secrets, is none of the prompt's business.
     async with httpx2.AsyncClient(
-        verify=_trust(str(status["ca"])), trust_env=False, headers=headers, timeout=CALL_TIMEOUT_S
+        verify=_trust(sites.ca), trust_env=False, headers=headers, timeout=CALL_TIMEOUT_S
     ) as client:
-        door = await _door(client, status, at)
+        door = await _door(client, sites.regions, at)
         if model is None:
             model = await _model(client, door)
         request: dict[str, object] = {
@@ -108,13 +107,12 @@ async def _chat(
             }
 
 
-async def _door(client: httpx2.AsyncClient, status: Status, at: str | None) -> str:
-    sites = sites_of(status)
+async def _door(client: httpx2.AsyncClient, sites: Sequence[Site], at: str | None) -> str:
     if at is not None:
         for site in sites:
             if site.id == at:
                 return site.http
-        raise MeshError(Code.UNKNOWN_REGION, hint=f"Here run: {', '.join(site.id for site in sites)}.")
+        raise MeshError(Code.UNKNOWN_REGION, hint=f"It has: {', '.join(site.id for site in sites)}.")
     refusal = MeshError(Code.REGION_UNREACHABLE, hint="No door answers: 'mesh status' says what is wrong.")
     for site in sites:
         try:
@@ -124,7 +122,7 @@ async def _door(client: httpx2.AsyncClient, status: Status, at: str | None) -> s
         if answer.status_code == _OK:
             if _object(answer.content).get("served_here") is True:
                 return site.http
-            refusal = MeshError(Code.RESIDENCY_REFUSED, hint="No region that runs here is in the key's pin.")
+            refusal = MeshError(Code.RESIDENCY_REFUSED, hint="No region of this mesh is in the key's pin.")
         else:
             refusal = _refusal(_object(answer.content))
             if refusal.code is Code.INVALID_API_KEY:
@@ -217,6 +215,9 @@ def _trust(ca: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.load_verify_locations(ca)
-    except (OSError, ssl.SSLError):
+    except ssl.SSLError:
         raise MeshError(Code.INVALID_SETTINGS, hint=f"{ca}: not a CA file.") from None
+    except OSError as error:
+        hint = f"{ca}: {error.strerror}. The CA that clients of the doors trust belongs there."
+        raise MeshError(Code.INVALID_SETTINGS, hint=hint) from None
     return context

@@ -1,29 +1,65 @@
-"""What a command knows when it starts: the environment, read once, and the folder of the mesh."""
+"""What a command knows when it starts: the environment, read once, and the folder of the mesh.
+
+The folder is the home of a mesh on this machine, or a *desk*: the settings and the operator's certificate of a mesh
+that runs on other hosts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import typer
 
 import mesh
 from mesh.embedded.configuration import catalogue
-from mesh.errors import Code, MeshError
-from mesh.settings import Catalogue, load
+from mesh.embedded.home import Home
+from mesh.errors import Code, MeshError, SettingsError
+from mesh.settings import Catalogue, Settings, load
+from mesh.types import RegionId
 
 HOME_VARIABLE = "MESH_HOME"
 KEY_VARIABLE = "MESH_API_KEY"
+DESK_PAGE = "docs/operator.md, 'From another machine'"
+"""Where it stands what a desk needs."""
 
 
 Status = Mapping[str, object]
 """What `mesh status --json` prints."""
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A region, as a command reaches it.
+
+    Attributes:
+        state: As in a status; empty where nobody was asked.
+    """
+
+    id: RegionId
+    jurisdiction: str
+    state: str
+    http: str
+    admin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """The regions of a mesh.
+
+    Attributes:
+        ca: The file that a client of the doors must trust.
+    """
+
+    regions: Sequence[Site]
+    ca: str
+
+
 class Supervisor(Protocol):
-    """Who starts a mesh on this machine, and knows how it is."""
+    """Who knows how a mesh is and where its regions are, and starts it where it is on this machine."""
 
     def up(
         self,
@@ -31,6 +67,7 @@ class Supervisor(Protocol):
         *,
         regions: Sequence[str] | None,
         accelerator: str,
+        domain: str | None,
         detach: bool,
         progress: Callable[[str], None],
         ready: Callable[[Status], None],
@@ -50,11 +87,19 @@ class Supervisor(Protocol):
         """
         ...
 
-    def raise_epoch(self, home: Path, *, progress: Callable[[str], None]) -> int:
-        """Begins the next control epoch, in every program of the mesh, and tells which it is.
+    def recovery_epoch(
+        self, home: Path, *, epochs: Mapping[RegionId, int], went_back: bool, progress: Callable[[str], None]
+    ) -> int:
+        """The control epoch in which the homes are to publish; the next one if the control store went back in time.
+
+        Args:
+            home: The mesh's folder.
+            epochs: Those of the admins that answer.
+            went_back: Whether anyone has seen it.
+            progress: Told in words what is being done.
 
         Raises:
-            MeshError: NOT_RUNNING, START_FAILED.
+            MeshError: NOT_RUNNING, START_FAILED; INVALID_SETTINGS where only people can begin it, and how.
         """
         ...
 
@@ -62,7 +107,15 @@ class Supervisor(Protocol):
         """How the mesh is.
 
         Raises:
-            MeshError: NOT_RUNNING.
+            MeshError: NOT_RUNNING; at a desk INVALID_SETTINGS.
+        """
+        ...
+
+    def sites(self, home: Path) -> Sites:
+        """Where the regions are.
+
+        Raises:
+            MeshError: As `status`.
         """
         ...
 
@@ -91,13 +144,55 @@ class Here:
         Raises:
             MeshError: INVALID_SETTINGS, with every fault.
         """
-        if not (self.home / "config" / "mesh.yaml").is_file():
+        if is_desk(self.home):
+            settings = desk_settings(self.home)
+        elif (self.home / "config" / "mesh.yaml").is_file():
+            settings = load(self.home / "config")
+        else:
             return catalogue()
-        settings = load(self.home / "config")
         return Catalogue(regions=settings.regions, models=settings.models)
 
+    def machines(self) -> Catalogue:
+        """The same with the machines and fronts of real regions: an embedded mesh leaves them out of its settings.
 
-def here(environ: MutableMapping[str, str], supervisor: Supervisor) -> Here:
+        Raises:
+            MeshError: INVALID_SETTINGS, with every fault.
+        """
+        return self.catalogue() if is_desk(self.home) else catalogue()
+
+
+def is_desk(folder: Path) -> bool:
+    """Whether a folder has settings or certificates, and `mesh up` never began to make a mesh in it."""
+    home = Home(folder)
+    with suppress(OSError):  # a folder that cannot be looked into is told of by whoever needs it
+        made = home.addresses.exists() or home.run.exists()
+        return not made and (home.config.exists() or home.pki.exists())
+    return False
+
+
+def desk_settings(folder: Path) -> Settings:
+    """The settings of a desk. Its certificates are its own, wherever those of the regions' hosts are.
+
+    Raises:
+        SettingsError: With every fault.
+    """
+    home = Home(folder)
+    try:
+        return replace(load(home.config), pki=home.pki)
+    except SettingsError as error:
+        where = f"{home.config}: must hold the mesh's settings, as its programs read them; see {DESK_PAGE}."
+        raise SettingsError([*error.faults, where]) from None
+
+
+def sites_of(status: Status) -> Sites:
+    """The regions of a status."""
+    rows = cast("list[Mapping[str, object]]", status["regions"])
+    names = ("jurisdiction", "state", "http", "admin")
+    regions = [Site(RegionId(str(row["id"])), *(str(row[name]) for name in names)) for row in rows]
+    return Sites(regions, str(status["ca"]))
+
+
+def home_of(environ: Mapping[str, str]) -> Path:
     """Finds the mesh's folder: `MESH_HOME`, else `.mesh/` of the checkout, else of the working directory.
 
     Raises:
@@ -105,10 +200,9 @@ def here(environ: MutableMapping[str, str], supervisor: Supervisor) -> Here:
     """
     named = environ.get(HOME_VARIABLE)
     try:
-        home = Path(named).expanduser().absolute() if named else (checkout() or Path.cwd()) / ".mesh"
+        return Path(named).expanduser().absolute() if named else (checkout() or Path.cwd()) / ".mesh"
     except RuntimeError:
         raise MeshError(Code.INVALID_SETTINGS, hint="MESH_HOME begins with '~' of a user that is not there.") from None
-    return Here(environ, home, supervisor)
 
 
 def here_of(context: typer.Context) -> Here:

@@ -73,7 +73,8 @@ def recover(context: typer.Context, as_json: Json = False) -> None:
 
 
 async def _recover(here: Here, status: Status) -> _Found:
-    async with running(here, status) as mesh:
+    sites = here.supervisor.sites(here.home).regions
+    async with running(here, sites) as mesh:
         answers = await mesh.ask_all("ControlStatus", ControlStatusRequest(), ControlStatusResponse)
     for error in answers.refused.values():
         raise error
@@ -81,12 +82,13 @@ async def _recover(here: Here, status: Status) -> _Found:
         raise unreachable(answers.unreachable)
     said = status.get("control")
     back = any(one.went_back for one in answers.by_region.values())
-    if back or (isinstance(said, dict) and said.get("went_back")):
-        epoch = await asyncio.to_thread(here.supervisor.raise_epoch, here.home, progress=_say)
-        found = _Found(epoch, raised=True)
-    else:
-        found = _Found(max(one.epoch for one in answers.by_region.values()), raised=False)
-    async with running(here, status) as mesh, asyncio.TaskGroup() as tasks:
+    back = back or (isinstance(said, dict) and bool(said.get("went_back")))
+    epochs = {region: one.epoch for region, one in answers.by_region.items()}
+    epoch = await asyncio.to_thread(
+        here.supervisor.recovery_epoch, here.home, epochs=epochs, went_back=back, progress=_say
+    )
+    found = _Found(epoch, raised=epoch > max(epochs.values()))
+    async with running(here, sites) as mesh, asyncio.TaskGroup() as tasks:
         for region in mesh.sites:
             tasks.create_task(_publish(mesh, region, found), name=f"recover-{region}")
     return found

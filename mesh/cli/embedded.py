@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import cast
 
 from mesh import embedded
-from mesh.cli.context import Status
+from mesh.cli.context import Sites, Status, sites_of
+from mesh.types import RegionId
 
 
 class Embedded:
@@ -19,21 +20,28 @@ class Embedded:
         *,
         regions: Sequence[str] | None,
         accelerator: str,
+        domain: str | None,
         detach: bool,
         progress: Callable[[str], None],
         ready: Callable[[Status], None],
     ) -> None:
         """Starts it."""
-        embedded.up(home, regions, accelerator, detach, progress, ready=ready)
+        embedded.up(home, regions, accelerator, detach, progress, domain=domain, ready=ready)
 
     def down(self, home: Path, *, progress: Callable[[str], None]) -> Sequence[Mapping[str, object]]:
         """Ends it."""
         return cast("Sequence[Mapping[str, object]]", embedded.down(home, progress)["stopped"])
 
-    def raise_epoch(self, home: Path, *, progress: Callable[[str], None]) -> int:
-        """Begins the next control epoch."""
-        return embedded.raise_epoch(home, progress)
+    def recovery_epoch(
+        self, home: Path, *, epochs: Mapping[RegionId, int], went_back: bool, progress: Callable[[str], None]
+    ) -> int:
+        """Begins the next control epoch, if need be."""
+        return embedded.raise_epoch(home, progress) if went_back else max(epochs.values())
 
     def status(self, home: Path) -> Status:
         """Asks it."""
         return embedded.status(home)
+
+    def sites(self, home: Path) -> Sites:
+        """Those of its status."""
+        return sites_of(self.status(home))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -19,7 +19,9 @@ from mesh.cli.options import Json, split
 from mesh.cli.output import Column, cell, people, print_json, table, words
 from mesh.embedded.configuration import catalogue
 from mesh.errors import Code, MeshError
-from mesh.types import RegionId
+from mesh.policy.hostnames import label_of
+from mesh.settings import DOMAIN_RULE, is_domain
+from mesh.types import RegionId, TenantId
 
 Row = Mapping[str, object]
 
@@ -38,12 +40,22 @@ def up(
         bool, typer.Option("--detach", help="Return when every region is ready, and leave it running.")
     ] = False,
     accelerator: Annotated[str, typer.Option(help="What replicas compute on: cpu or cuda.")] = "cpu",
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Give tenants names under it, <label>.<region>.NAME, and each region a front.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start a mesh on this machine: a control store, regions with real models, and two sample tenants."""
     here = here_of(context)
     if accelerator not in ("cpu", "cuda"):
         raise MeshError(Code.INVALID_PARAMETER, param="accelerator", hint="Known are: cpu, cuda.")
+    if domain is not None and not is_domain(domain):
+        raise MeshError(Code.INVALID_PARAMETER, param="domain", hint=f"It must be {DOMAIN_RULE}.")
     names = None if regions is None else split(regions, "regions")
     known = catalogue().regions
     for name in names or ():
@@ -62,7 +74,15 @@ def up(
             if not detach:
                 console.print("Ctrl-C stops it.", style="dim")
 
-    here.supervisor.up(here.home, regions=names, accelerator=accelerator, detach=detach, progress=progress, ready=ready)
+    here.supervisor.up(
+        here.home,
+        regions=names,
+        accelerator=accelerator,
+        domain=domain,
+        detach=detach,
+        progress=progress,
+        ready=ready,
+    )
 
 
 def down(context: typer.Context, as_json: Json = False) -> None:
@@ -90,6 +110,8 @@ def picture(status: Status) -> Group:
     """A status for people."""
     etcd = cast("Row", status["etcd"])
     healthy = "[green]healthy[/]" if etcd["healthy"] else "[red]not healthy[/]"
+    if etcd["healthy"] is None:
+        healthy = "[dim]not asked from here[/]"
     lines = [
         f"[bold]mesh[/]  {cell(status['state'])}    etcd {healthy} {cell(etcd['version'])}",
         *(f"  [yellow]![/] {escape(str(reason))}" for reason in cast("list[object]", status["reasons"])),
@@ -120,6 +142,10 @@ def _welcome(status: Status, home: Path) -> None:
         keys = [{**row, "name": name} for name, row in samples.items()]
         console.print("\n[bold]Sample tenants[/]")
         console.print(table(keys, [Column(name, name) for name in ("name", "home", "allowed", "key")]))
+        names = _names(regions, samples)
+        if names:
+            console.print("\n[bold]Their names[/], as lines of /etc/hosts", highlight=False)
+            console.print("\n".join(names), highlight=False)
         # Not through Rich: lines to paste must not be broken where a window ends.
         sys.stdout.write(f"\n{_lines(status, samples, home)}\n\n")
         sys.stdout.flush()
@@ -161,6 +187,20 @@ with grpc.secure_channel("{grpc}", trust) as channel:
 END
 
 {mesh} chat 'Hello'"""
+
+
+def _names(regions: Sequence[Row], samples: Mapping[str, Row]) -> list[str]:
+    """Where a sample tenant's names in the regions of its pin lead, if tenants have names."""
+    lines: list[str] = []
+    for region in regions:
+        front = cast("Row | None", region.get("front"))
+        if front is not None:
+            host = str(region["http"]).removeprefix("https://").rpartition(":")[0]
+            tenants = [
+                row["tenant"] for row in samples.values() if region["jurisdiction"] in cast("list[str]", row["allowed"])
+            ]
+            lines += [f"{host} {label_of(TenantId(str(tenant)))}.{front['zone']}" for tenant in tenants]
+    return lines
 
 
 def _chats(replica: Row) -> bool:

@@ -21,14 +21,22 @@ def main() -> None:
         sys.exit(report(error, as_json="--json" in sys.argv))
     # Only now: the commands bring grpc along, which reads at its import what was just prepared.
     from mesh.cli.app import run  # noqa: PLC0415
-    from mesh.cli.context import here  # noqa: PLC0415
-    from mesh.cli.embedded import Embedded  # noqa: PLC0415
+    from mesh.cli.context import Here, Supervisor, home_of, is_desk  # noqa: PLC0415
 
     try:
-        found = here(environ, Embedded())
+        home = home_of(environ)
     except MeshError as error:
         sys.exit(report(error, as_json="--json" in sys.argv))
-    sys.exit(run(sys.argv[1:], found))
+    supervisor: Supervisor
+    if is_desk(home):
+        from mesh.cli.desk import Desk  # noqa: PLC0415 - not every command needs what it brings
+
+        supervisor = Desk()
+    else:
+        from mesh.cli.embedded import Embedded  # noqa: PLC0415
+
+        supervisor = Embedded()
+    sys.exit(run(sys.argv[1:], Here(environ, home, supervisor)))
 
 
 def _open_all() -> None:

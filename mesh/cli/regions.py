@@ -12,7 +12,6 @@ from mesh.cli.cluster import render_cluster
 from mesh.cli.context import checkout, here_of
 from mesh.cli.options import Json
 from mesh.cli.output import Column, print_json, show_items, show_object
-from mesh.embedded.configuration import catalogue
 from mesh.embedded.front import haproxy_binary, render_front
 from mesh.errors import Code, MeshError
 from mesh.settings import Catalogue, Region
@@ -66,6 +65,7 @@ def show_region(context: typer.Context, region: RegionArgument, as_json: Json = 
 
 @regions.command("render")
 def render_region(
+    context: typer.Context,
     region: RegionArgument,
     template: Annotated[
         Path | None, typer.Option(help="The template; by default cluster.yaml of the checkout.", show_default=False)
@@ -75,8 +75,7 @@ def render_region(
     """Fill cluster.yaml for a region: a file for Ray's cluster launcher, 'ray up FILE'."""
     if template is None:
         template = (checkout() or Path.cwd()) / "cluster.yaml"
-    # The machines of a real region stand in the checkout's files, whatever runs on this one.
-    text = render_cluster(template, _find(catalogue(), region))
+    text = render_cluster(template, _find(here_of(context).machines(), region))
     if as_json:
         print_json({"region": region, "cluster": text})
     else:
@@ -84,9 +83,9 @@ def render_region(
 
 
 @regions.command("front")
-def render_region_front(region: RegionArgument, as_json: Json = False) -> None:
+def render_region_front(context: typer.Context, region: RegionArgument, as_json: Json = False) -> None:
     """Print the configuration of a region's front, for HAProxy in TCP mode: 'haproxy -f FILE'."""
-    known = catalogue()
+    known = here_of(context).machines()
     text, binary = render_front(known, _find(known, region)), haproxy_binary()
     if as_json:
         print_json({"region": region, "config": text, "haproxy": None if binary is None else str(binary)})

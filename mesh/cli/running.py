@@ -1,4 +1,4 @@
-"""The mesh that runs, as the command line sees it: its status, and each region's `admin`.
+"""The mesh that runs, as the command line sees it: each region's `admin`.
 
 Every region is asked by the command itself, with the operator's certificate: names and usage never travel between
 regions for it. `mesh.tls.prepare_process` must have run before grpc is imported; `running` sees to it.
@@ -11,11 +11,11 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from mesh.cli.context import Here, Status
+from mesh.cli.context import Here, Site
 from mesh.errors import Code, MeshError
 from mesh.tls import grpc_channel_credentials, grpc_channel_options, prepare_process
 from mesh.types import RegionId, Role
@@ -34,17 +34,6 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """A region that was started."""
-
-    id: RegionId
-    jurisdiction: str
-    state: str
-    http: str
-    admin: str
-
-
-@dataclass(frozen=True, slots=True)
 class Answers(Generic[T]):
     """What the regions said, those that refused, and those that did not answer."""
 
@@ -54,22 +43,21 @@ class Answers(Generic[T]):
 
 
 class Running:
-    """A running mesh and open channels to its admins."""
+    """A mesh and open channels to its admins."""
 
-    def __init__(self, sites: Sequence[Site], ca: str, admins: Mapping[RegionId, AdminStub]) -> None:
+    def __init__(self, sites: Sequence[Site], admins: Mapping[RegionId, AdminStub]) -> None:
         self.sites = {site.id: site for site in sites}
-        self.ca = ca
         self._admins = admins
 
     def site(self, region: str) -> Site:
-        """A region that was started.
+        """A region of this mesh.
 
         Raises:
             MeshError: UNKNOWN_REGION.
         """
         found = self.sites.get(RegionId(region))
         if found is None:
-            raise MeshError(Code.UNKNOWN_REGION, hint=f"Here run: {', '.join(self.sites)}.")
+            raise MeshError(Code.UNKNOWN_REGION, hint=f"It has: {', '.join(self.sites)}.")
         return found
 
     async def ask(self, region: RegionId, method: str, request: Message, answer: type[T]) -> T:
@@ -203,24 +191,9 @@ def is_tenant_id(text: str) -> bool:
     return _TENANT_ID.fullmatch(text) is not None
 
 
-def sites_of(status: Status) -> list[Site]:
-    """The regions of a status."""
-    return [
-        Site(
-            id=RegionId(str(row["id"])),
-            jurisdiction=str(row["jurisdiction"]),
-            state=str(row["state"]),
-            http=str(row["http"]),
-            admin=str(row["admin"]),
-        )
-        for row in cast("list[Mapping[str, object]]", status["regions"])
-    ]
-
-
 @asynccontextmanager
-async def running(here: Here, status: Status) -> AsyncGenerator[Running]:
-    """The mesh of a status, with a channel to each admin."""
-    sites = sites_of(status)
+async def running(here: Here, sites: Sequence[Site]) -> AsyncGenerator[Running]:
+    """The mesh of these regions, with a channel to each admin."""
     prepare_process(here.environ)
     import grpc.aio  # noqa: PLC0415 - reads what `prepare_process` set
 
@@ -236,15 +209,15 @@ async def running(here: Here, status: Status) -> AsyncGenerator[Running]:
                     grpc.aio.secure_channel(site.admin, credentials, options=options)
                 )
                 admins[site.id] = AdminStub(channel)
-        yield Running(sites, str(status["ca"]), admins)
+        yield Running(sites, admins)
 
 
 def ask_mesh(here: Here, ask: Callable[[Running], Awaitable[R]]) -> R:
     """Asks the mesh of a folder, with open channels to its admins, and closes them."""
-    status = here.supervisor.status(here.home)
+    sites = here.supervisor.sites(here.home).regions
 
     async def whole() -> R:
-        async with running(here, status) as mesh:
+        async with running(here, sites) as mesh:
             return await ask(mesh)
 
     return asyncio.run(whole())

@@ -118,7 +118,7 @@ def waited(progress: ShrinkProgress) -> dict[str, object]:
 
 
 async def _follow(here: Here, ask: Ask, patience: Patience, seen: _Seen) -> None:
-    async with running(here, here.supervisor.status(here.home)) as mesh:
+    async with running(here, here.supervisor.sites(here.home).regions) as mesh:
         region, method, request = await ask(mesh, patience)
         async with _shown(seen) as show:
             for attempt in range(AWAY_TRIES + 1):

@@ -12,8 +12,7 @@ import pytest
 from cli.world import Door, Fixed, World, world
 
 from mesh.cli.app import run
-from mesh.cli.context import Here, here
-from mesh.cli.embedded import Embedded
+from mesh.cli.context import Here, home_of
 from mesh.errors import Code, MeshError
 
 ACME, GLOBEX, OTHER = "t_aaaaaaaaaaaaaaaa", "t_bbbbbbbbbbbbbbbb", "t_cccccccccccccccc"
@@ -223,10 +222,15 @@ def test_no_mesh_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
 def test_up_status_and_down(call, mesh: World) -> None:
     assert call("status") == mesh.supervisor.found
     assert call("up", "--regions", "vn-1,ap-south-1", "--detach") == mesh.supervisor.found
-    assert mesh.supervisor.asked == [{"regions": ["vn-1", "ap-south-1"], "accelerator": "cpu", "detach": True}]
+    assert mesh.supervisor.asked == [
+        {"regions": ["vn-1", "ap-south-1"], "accelerator": "cpu", "domain": None, "detach": True}
+    ]
     assert call("down") == {"stopped": [{"name": "gateway-vn-1-g1", "pid": 42}]}
     assert call("up", "--regions", "mars-1", status=1)["code"] == "unknown_region"
     assert call("up", "--accelerator", "tpu", status=1)["code"] == "invalid_parameter"
+    assert call("up", "--domain", "mesh.test") == mesh.supervisor.found
+    assert mesh.supervisor.asked[-1]["domain"] == "mesh.test"
+    assert call("up", "--domain", "Mesh_.test", status=1)["param"] == "domain"
     mesh.supervisor.fault = MeshError(Code.ALREADY_RUNNING)
     assert call("up", status=1)["code"] == "already_running"
 
@@ -261,8 +265,8 @@ def test_region_and_model_lists_need_no_mesh(tmp_path: Path, capfd: pytest.Captu
 
 
 def test_the_folder_of_the_mesh(tmp_path: Path) -> None:
-    assert here({"MESH_HOME": str(tmp_path / "a")}, Embedded()).home == tmp_path / "a"
-    assert here({}, Embedded()).home == Path(__file__).parents[2] / ".mesh"
+    assert home_of({"MESH_HOME": str(tmp_path / "a")}) == tmp_path / "a"
+    assert home_of({}) == Path(__file__).parents[2] / ".mesh"
 
 
 @pytest.mark.parametrize("named", ["~no-such-user/mesh", "/tmp/" + "a" * 300])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 
-from mesh.cli.context import Here, Status
+from mesh.cli.context import Here, Sites, Status, sites_of
 from mesh.embedded.authority import make_pki
 from mesh.errors import Code, MeshError
 from mesh.tls import GRPC_SUITES, door_context, grpc_server_credentials, identity_of_grpc
@@ -272,10 +272,10 @@ class Fixed:
     admins: Mapping[str, Admin] = field(default_factory=dict)
     raised: int = 0
 
-    def up(self, home: Path, *, regions, accelerator, detach, progress: Callable[[str], None], ready) -> None:
+    def up(self, home: Path, *, regions, accelerator, domain, detach, progress: Callable[[str], None], ready) -> None:
         if self.fault:
             raise self.fault
-        self.asked.append({"regions": regions, "accelerator": accelerator, "detach": detach})
+        self.asked.append({"regions": regions, "accelerator": accelerator, "domain": domain, "detach": detach})
         progress("starting etcd")
         ready(self.status(home))
 
@@ -284,7 +284,11 @@ class Fixed:
         progress("stopping gateways")
         return [{"name": "gateway-vn-1-g1", "pid": 42}]
 
-    def raise_epoch(self, home: Path, *, progress: Callable[[str], None]) -> int:
+    def recovery_epoch(
+        self, home: Path, *, epochs: Mapping[RegionId, int], went_back: bool, progress: Callable[[str], None]
+    ) -> int:
+        if not went_back:
+            return max(epochs.values())
         progress("beginning a new control epoch")
         for admin in self.admins.values():
             admin.epoch, admin.went_back = admin.epoch + 1, False
@@ -295,6 +299,9 @@ class Fixed:
         if self.found is None:
             raise MeshError(Code.NOT_RUNNING)
         return self.found
+
+    def sites(self, home: Path) -> Sites:
+        return sites_of(self.status(home))
 
 
 @dataclass
@@ -309,6 +316,7 @@ class World:
 def world(home: Path, doors: Mapping[str, type[BaseHTTPRequestHandler]] = {}) -> Generator[World]:
     """Two regions, `vn-1` and `ap-southeast-1`, each with an admin and, if given, an HTTP door."""
     pki = home / "pki"
+    (home / "addresses.json").write_text("{}")  # as `mesh up` leaves it: this is no desk
     make_pki(pki, {RegionId(region): ["127.0.0.1"] for region in JURISDICTION}, ["127.0.0.1"])
     with contextlib.ExitStack() as stack:
         admins, rows, servers = {}, [], {}
