@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mesh.control import layout
@@ -11,6 +11,7 @@ from mesh.control.memberships import Member
 from mesh.control.records import KeyRecord, OpMark, RecordError, TenantRecord, Trust, decode_key, decode_tenant
 from mesh.control.store import Compare, KeyValue, RangeResult
 from mesh.errors import Code, MeshError
+from mesh.policy.shards import Shard
 from mesh.policy.shrink import Shrink
 from mesh.ports import Instant
 from mesh.types import KeyId, MemberId, Revision
@@ -28,6 +29,7 @@ class Outcome:
         op_id: Asks for the same change again.
         resumed: Whether it had been made before under this op id.
         number: The shard's, that holds the change; 0 where nothing is waited for.
+        beside: Numbers of other shards that every member must have come to as well.
         members: Who held a grant when it was made; read afterwards where it was not made now.
         shrink: What it took away; None if nothing.
         key_id: The key that ended, if one did.
@@ -47,6 +49,7 @@ class Outcome:
     key_id: KeyId | None
     drain_s: float
     committed: Instant
+    beside: Mapping[Shard, int] = field(default_factory=dict)
 
 
 class Journal(Protocol):

@@ -153,13 +153,16 @@ class Moves:
 
         record = (await self._commits.change(tenant, None, edit, ("finish_move",))).tenant
         statement = record.chain[-1]
-        head = layout.head_key(shard_of(statement.home, tenant))
+        shards = shard_of(statement.home, tenant), shard_of(self._home, tenant)
+        reads = [*(Range(layout.head_key(shard)) for shard in shards), Range(*layout.GRANTS)]
         try:
-            ranges = await self._commits.ask([Range(head), Range(*layout.GRANTS)], self._clock.now_s() + DEADLINE_S)
+            *heads, grants = await self._commits.ask(reads, self._clock.now_s() + DEADLINE_S)
         except StoreUnavailableError:
             raise MeshError(Code.POLICY_STORE_UNAVAILABLE) from None
+        left, here = (head.items[0].version if head.items else 0 for head in heads)
         # As of now, so at least as high as in the old home's commit; and whoever held a grant then and holds none now
-        # has left, or its death was attested.
+        # has left, or its death was attested. Who knows that the tenant has left may not know yet what this home has
+        # said since of its times, which are forgotten once this was waited for.
         policy = replace(record.policy, home=statement.home, moves=statement.moves - 1)
         outcome = Outcome(
             tenant=replace(record, policy=policy),
@@ -168,8 +171,9 @@ class Moves:
             revision=Revision(statement.revision + 1),
             op_id=new_op_id(self._clock, self._entropy),
             resumed=False,
-            number=ranges[0].items[0].version if ranges[0].items else 0,
-            members=members_of(ranges[1].items),
+            number=left,
+            beside={shards[1]: here},
+            members=members_of(grants.items),
             shrink=edits.taken_by_move(record.policy),
             key_id=None,
             drain_s=0.0,

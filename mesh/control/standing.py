@@ -17,6 +17,7 @@ from mesh.control.memberships import Member, grant_of
 from mesh.control.records import TenantRecord
 from mesh.policy.authority import wait_s
 from mesh.policy.bundle import TenantPolicy
+from mesh.policy.shards import Shard
 from mesh.policy.shrink import Shrink, rights_of
 from mesh.ports import Instant
 from mesh.types import Jurisdiction, MemberId, RegionId, Revision
@@ -38,6 +39,11 @@ class Committed(Protocol):
     @property
     def number(self) -> int:
         """The shard's, that holds the change."""
+        ...
+
+    @property
+    def beside(self) -> Mapping[Shard, int]:
+        """Numbers of other shards that every member must have come to as well."""
         ...
 
     @property
@@ -153,19 +159,21 @@ def judge(change: Committed, view: View, now: Instant, *, strict: bool) -> tuple
     policy, shrink = change.tenant.policy, change.shrink
     assert shrink is not None  # noqa: S101 - there is nothing to wait for otherwise
     left_s = wait_s(shrink.span_s) - now.least_since(change.committed)
+    numbers = {**change.beside, policy.shard: change.number}
     states: list[MemberState] = []
     for member, seen in sorted(change.members.items()):
         grant = grant_of(member, seen)
         heard = view.acks.get(layout.AckKey(grant.region, grant.member))
         ack = heard.ack if heard is not None else None
         ends_s = max(0.0, left_s)
-        if ack is not None and ack.covers(policy.shard, change.number, policy.tenant, change.revision):
+        knows = ack is not None and all(ack.applied.get(shard, 0) >= number for shard, number in numbers.items())
+        if knows and ack is not None and ack.covers(policy.shard, change.number, policy.tenant, change.revision):
             standing = Standing.ACKNOWLEDGED
         elif (view.grants is not None and grant not in view.grants) or (not strict and grant in view.silent):
             standing = Standing.LAPSED
         elif not strict and (left_s <= 0 or grant in view.run_out):
             standing = Standing.TIMED_OUT
-        elif heard is not None and ack is not None and ack.applied.get(policy.shard, 0) >= change.number:
+        elif knows and heard is not None and ack is not None:
             standing = Standing.DRAINING
             drain_s = max(0.0, ack.draining[policy.tenant].left_s - now.least_since(heard.seen))
             ends_s = drain_s if strict else min(drain_s, ends_s)

@@ -99,6 +99,30 @@ async def test_what_the_new_home_removes_before_the_move_is_over_waits_by_both_h
         assert home.left_s(tenant, VN) == 0
 
 
+async def test_the_end_of_a_move_does_not_forget_times_that_the_new_home_has_lowered_meanwhile() -> None:
+    """Who knows that the tenant has left need not know what its new home has said since, and goes by longer times."""
+    async with World(ManualClock()).running() as world:
+        tenant, _, abroad, new = await begun(world)
+        await world.changes.set_authority(tenant, Spans(home_s=HOME_S, foreign_s=HOME_S))
+        await new.moves.prepare(tenant, HOME)
+        await world.changes.moves.leave(tenant, ABROAD)
+        await world.clock.advance(2.5)
+        await abroad.membership.renew()
+        abroad.link.set_cut(True)
+        await new.set_authority(tenant, Spans(home_s=6, foreign_s=6))
+        outcome, record = await new.moves.finish(tenant)
+        told = world.wait(outcome)
+        await world.clock.advance(HOME_S - 10)
+        assert abroad.left_s(tenant, SG) > 6
+        if told.state.done:
+            await new.settle_authority(tenant, record.policy.revision)
+        pinned = await new.set_allowed(tenant, frozenset({SG}))
+        removed = world.wait(pinned)
+        await world.clock.advance(7)
+        assert abroad.left_s(tenant, VN) > 0
+        assert not removed.state.done, "it still acts on the first times"
+
+
 @pytest.mark.parametrize(
     ("first", "then", "superseded"),
     [
