@@ -16,7 +16,7 @@ from mesh.cli.options import Allow, Json, Resume, Strict, TenantArgument, Timeou
 from mesh.cli.output import Column, UsageFault, people, print_json, show_object, table, warn_unreachable, words
 from mesh.cli.running import Answers, Running, ask_mesh, find_tenant, unreachable
 from mesh.cli.shrinks import change, waited
-from mesh.control.receipts import verify_receipt
+from mesh.control.receipts import MOST_BYTES, verify_receipt
 from mesh.control.records import HomeTrust
 from mesh.errors import Code, MeshError
 from mesh.settings import load_catalogue
@@ -156,7 +156,8 @@ def verify(
     """Check a receipt offline, with the public key in its home's region file."""
     catalogue = here_of(context).catalogue() if regions is None else load_catalogue(regions)
     try:
-        text = file.read_text("utf-8")
+        with file.open("rb") as opened:
+            text = opened.read(MOST_BYTES + 1).decode("utf-8")
     except UnicodeDecodeError:
         raise MeshError(Code.INVALID_RECEIPT) from None
     except OSError as error:

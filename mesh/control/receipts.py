@@ -8,9 +8,9 @@ in UTF-8. Whoever has the home's region file can check it without the mesh.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import cast
 
@@ -20,7 +20,9 @@ from mesh.errors import Code, MeshError
 from mesh.types import RegionId
 
 _DOMAIN = b"mesh.receipt.v1\0"
-_MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 20
+"""A longer one is none: nobody makes it."""
+_FIELDS = ("statement", "signed_by", "signature")
 
 
 def make_receipt(statement: Mapping[str, object], signer: Signer) -> str:
@@ -40,31 +42,39 @@ def verify_receipt(text: str, homes: Mapping[RegionId, HomeTrust]) -> dict[str, 
     Raises:
         MeshError: INVALID_RECEIPT.
     """
-    try:
-        receipt = cast("object", json.loads(text)) if len(text) <= _MOST_BYTES else None
-    except (ValueError, RecursionError):
-        receipt = None
-    if isinstance(receipt, dict):
-        fields = cast("dict[str, object]", receipt)
-        statement, signed_by, signature = (fields.get(name) for name in ("statement", "signed_by", "signature"))
-        if isinstance(statement, dict) and isinstance(signed_by, str) and isinstance(signature, str):
-            said = cast("dict[str, object]", statement)
-            try:
-                raw = base64.b64decode(signature, validate=True)
-            except (binascii.Error, ValueError):
-                raw = b""
-            home, made_s = homes.get(RegionId(str(said.get("home")))), _made_s(said)
-            if home is not None and made_s is not None and verify(home.keys, signed_by, raw, _signed(said), made_s):
-                return said
-    raise MeshError(Code.INVALID_RECEIPT)
+    said: dict[str, object] | None = None
+    # Whatever somebody made of one is no receipt: also what cannot be written in UTF-8, or nests too deep.
+    with suppress(ValueError, OverflowError, RecursionError):
+        said = _read(text, homes) if len(text) <= MOST_BYTES else None
+    if said is None:
+        raise MeshError(Code.INVALID_RECEIPT)
+    return said
 
 
-def _made_s(statement: Mapping[str, object]) -> float | None:
-    try:
-        made = datetime.fromisoformat(str(statement.get("returned_at")))
-    except ValueError:
+def _read(text: str, homes: Mapping[RegionId, HomeTrust]) -> dict[str, object] | None:
+    receipt = cast("object", json.loads(text, object_pairs_hook=_once))
+    if not isinstance(receipt, dict):
         return None
-    return made.timestamp() if made.tzinfo is not None else None
+    fields = cast("dict[str, object]", receipt)
+    statement, signed_by, signature = (fields.get(name) for name in _FIELDS)
+    # Nothing stands beside what was signed: whoever reads the file would take it for part of it.
+    if fields.keys() != set(_FIELDS) or not isinstance(statement, dict):
+        return None
+    if not isinstance(signed_by, str) or not isinstance(signature, str):
+        return None
+    said, raw = cast("dict[str, object]", statement), base64.b64decode(signature, validate=True)
+    home, made = homes.get(RegionId(str(said.get("home")))), datetime.fromisoformat(str(said.get("returned_at")))
+    if home is None or made.tzinfo is None:
+        return None
+    return said if verify(home.keys, signed_by, raw, _signed(said), made.timestamp()) else None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object whose fields stand there once each: readers differ in which of two they take."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError
+    return fields
 
 
 def _signed(statement: Mapping[str, object]) -> bytes:

@@ -198,6 +198,13 @@ def test_a_receipt_is_checked_offline(mesh: World, tmp_path: Path, capfd: pytest
         "not JSON",
         "[" * 5000,
         json.dumps({"statement": statement, "signed_by": "k1", "signature": "é"}),
+        # What a reader of the file would take for a part of what was signed.
+        receipt.replace('"revision"', '"revision": 8, "revision"'),
+        receipt.replace('"statement"', '"revision": 8, "statement"', 1),
+        # Neither can be signed at all.
+        receipt.replace(ACME, ACME + "\\ud800"),
+        receipt.replace("2026-11-21T09:00:00.000+00:00", "0001-01-01T00:00:00+23:59"),
+        receipt + " " * (1 << 20),
     ):
         file.write_text(wrong)
         assert run(verify, mesh.here) == 1
