@@ -172,7 +172,7 @@ _ROWS: dict[Code, Row] = {
     Code.INVALID_RECEIPT: _row(400, _REQUEST, "INVALID_ARGUMENT", _NO, "This is no receipt that its home has signed."),
     Code.INVALID_SETTINGS: _row(400, _REQUEST, "INVALID_ARGUMENT", _NO, "The configuration is not valid."),
     Code.NOT_RUNNING: _row(503, _SERVER, "UNAVAILABLE", _NO, "No mesh runs here."),
-    Code.ALREADY_RUNNING: _row(409, _REQUEST, "FAILED_PRECONDITION", _NO, "A mesh with other regions runs here."),
+    Code.ALREADY_RUNNING: _row(409, _REQUEST, "FAILED_PRECONDITION", _NO, "Another mesh runs here already."),
     Code.START_FAILED: _row(500, _SERVER, "INTERNAL", _NO, "The mesh could not be started."),
     Code.REGION_UNREACHABLE: _row(503, _SERVER, "UNAVAILABLE", _LATER, "The region's admin does not answer."),
 }

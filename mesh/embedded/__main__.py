@@ -22,6 +22,7 @@ from mesh.embedded.authority import make_pki
 from mesh.embedded.commands import DETACH, SUPERVISOR
 from mesh.embedded.configuration import catalogue, embedded_settings, places, write_settings
 from mesh.embedded.control_epoch import control_epoch
+from mesh.embedded.front import haproxy_binary
 from mesh.embedded.home import Home, cache_folder
 from mesh.embedded.policy_keys import check_policy_keys, policy_keys
 from mesh.embedded.processes import Roll, end_all, read_record
@@ -41,6 +42,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--regions", required=True)
     parser.add_argument("--accelerator", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--domain")
     parser.add_argument("--etcd", type=Path, required=True)
     options = parser.parse_args(argv)
     # A core dump would hold what is in memory.
@@ -74,9 +76,13 @@ def _run(home: Home, regions: Sequence[RegionId], options: argparse.Namespace, e
     _clean_up(roll)
     _check_free(addresses, regions)
     make_temp(addresses.temp)
-    hosts = {region: [addresses.of(region).host] for region in regions}
+    domain: str | None = options.domain
+    haproxy = None if domain is None else haproxy_binary()
+    if domain is not None and haproxy is None:
+        hint = "Tenants' names need a front, and there is no HAProxy: run scripts/setup, or install haproxy."
+        raise MeshError(Code.START_FAILED, hint=hint)
     check_policy_keys(home, regions)
-    make_pki(home.pki, hosts, [addresses.etcd.host])
+    _make_pki(home, addresses, regions, domain)
     gpus = gpus_here() if options.accelerator == "cuda" else 0
     if options.accelerator == "cuda" and not gpus:
         raise MeshError(Code.START_FAILED, hint="There is no NVIDIA GPU here: leave '--accelerator cuda' out.")
@@ -89,11 +95,32 @@ def _run(home: Home, regions: Sequence[RegionId], options: argparse.Namespace, e
         options.accelerator,
         policy_keys(home.pki, regions),
         control_epoch(home),
+        domain,
     )
     write_settings(settings, home.config)
-    plan = Plan(home=home, addresses=addresses, settings=settings, environ=environ, etcd=options.etcd, gpus=gpus)
+    plan = Plan(
+        home=home,
+        addresses=addresses,
+        settings=settings,
+        environ=environ,
+        etcd=options.etcd,
+        haproxy=haproxy,
+        gpus=gpus,
+    )
     asyncio.run(_until_stopped(plan, roll))
     return 0
+
+
+def _make_pki(home: Home, addresses: Addresses, regions: Sequence[RegionId], domain: str | None) -> None:
+    hosts: dict[RegionId, list[str]] = {}
+    zones: dict[RegionId, str] = {}
+    for region in regions:
+        place = addresses.of(region)
+        hosts[region] = [place.host]
+        if domain is not None:
+            hosts[region].append(place.front_http.host)
+            zones[region] = f"{region}.{domain}"
+    make_pki(home.pki, hosts, [addresses.etcd.host], zones=zones)
 
 
 async def _until_stopped(plan: Plan, roll: Roll) -> None:

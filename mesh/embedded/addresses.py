@@ -5,6 +5,7 @@ cache keeps a user's homes apart, also those that do not run now.
 
     127.N.0.9:2379        etcd (2380 its peers)
     127.N.i.1             region i: http 8443, grpc 8444, internal 8445, admin 8446, peer 8447, operator 9090
+    127.N.i.2             region i's front, where there is a domain: http 8443, grpc 8444, to 127.N.i.1:8453 and 8444
     127.0.0.1:B+50(i-1)   region i: Ray; 9 fixed ports, 40 of workers
 
 Never 127.0.0.1:2379: a packaged etcd listens there in clear text.
@@ -82,10 +83,14 @@ class RegionAddresses:
     admin: Address
     peer: Address
     operator: Address
+    proxied: Address
+    front_http: Address
+    front_grpc: Address
 
     def listeners(self) -> list[Address]:
         """Every fixed address of the region."""
-        served = [self.http, self.grpc, self.internal, self.admin, self.peer, self.operator]
+        served = [self.http, self.grpc, self.internal, self.admin, self.peer, self.operator, self.proxied]
+        served += [self.front_http, self.front_grpc]
         return served + [Address(_RAY_HOST, port) for port in self.ray.fixed().values()]
 
 
@@ -127,7 +132,7 @@ class Addresses:
     def of(self, region: RegionId) -> RegionAddresses:
         """One region's places."""
         place = self.order.index(region) + 1
-        host = f"127.{self.network}.{place}.1"
+        host, front = f"127.{self.network}.{place}.1", f"127.{self.network}.{place}.2"
         return RegionAddresses(
             host=host,
             ray=RayPorts(self.ray_base + (place - 1) * _RAY_BLOCK),
@@ -137,6 +142,9 @@ class Addresses:
             admin=Address(host, 8446),
             peer=Address(host, 8447),
             operator=Address(host, 9090),
+            proxied=Address(host, 8453),
+            front_http=Address(front, 8443),
+            front_grpc=Address(front, 8444),
         )
 
     def listeners(self, regions: Iterable[RegionId]) -> list[Address]:

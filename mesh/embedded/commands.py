@@ -50,6 +50,7 @@ def up(
     detach: bool,
     progress: Progress,
     *,
+    domain: str | None = None,
     ready: Callable[[Row], None] | None = None,
 ) -> Row:
     """Starts a mesh.
@@ -61,6 +62,7 @@ def up(
         detach: Return when every region is ready, and leave the mesh running. Else it lives as long as this call: until
             Ctrl-C or SIGTERM, or until somebody ends it.
         progress: Told in words what is being done.
+        domain: Under which tenants have names; then each region has a front. None: neither.
         ready: Told the status once, when every region is ready.
 
     Returns:
@@ -68,7 +70,8 @@ def up(
         already is left alone; its status is returned as soon as it is ready.
 
     Raises:
-        MeshError: `already_running` with other regions, `unknown_region`, `invalid_settings`, `start_failed`.
+        MeshError: `already_running` with other regions or another domain, `unknown_region`, `invalid_settings`,
+            `start_failed`.
     """
     environ = _environ()
     # Refuses SSLKEYLOGFILE before anything is started.
@@ -79,13 +82,13 @@ def up(
     place.make()
     running = _running(place)
     if running is not None:
-        return _join(place, running, wanted, progress, ready)
+        return _join(place, running, wanted, domain, progress, ready)
     addresses = addresses_of(place, cache_folder(environ), places(known))
     etcd = find_etcd(cache_folder(environ), environ, progress)
-    with _spawned(place, addresses, wanted, accelerator, etcd, environ) as supervisor:
+    with _spawned(place, addresses, wanted, accelerator, domain, etcd, environ) as supervisor:
         status = _attend(supervisor, progress)
         if status is None:  # another supervisor was faster
-            return _join(place, _wait_for_hello(place), wanted, progress, ready)
+            return _join(place, _wait_for_hello(place), wanted, domain, progress, ready)
         if ready is not None:
             ready(status)
         if detach:
@@ -211,6 +214,7 @@ def _join(
     place: Home,
     running: Row | None,
     wanted: Sequence[RegionId],
+    domain: str | None,
     progress: Progress,
     ready: Callable[[Row], None] | None,
 ) -> Row:
@@ -222,6 +226,11 @@ def _join(
         raise MeshError(
             Code.ALREADY_RUNNING,
             hint=f"It runs {', '.join(regions)}. End it with 'mesh down', or use another MESH_HOME.",
+        )
+    if running["domain"] != domain:
+        has = "no domain" if running["domain"] is None else f"the domain {running['domain']}"
+        raise MeshError(
+            Code.ALREADY_RUNNING, hint=f"It runs with {has}. End it with 'mesh down', or use another MESH_HOME."
         )
     if running["state"] == "stopping":
         raise MeshError(Code.ALREADY_RUNNING, hint="It is stopping; start again when it has ended.")
@@ -263,11 +272,13 @@ def _spawned(
     addresses: Addresses,
     regions: Sequence[RegionId],
     accelerator: str,
+    domain: str | None,
     etcd: Path,
     environ: Mapping[str, str],
 ) -> Generator[_Supervisor]:
     argv = [sys.executable, "-m", "mesh.embedded", "--home", str(place.path), "--regions", ",".join(regions)]
     argv += ["--accelerator", accelerator, "--etcd", str(etcd)]
+    argv += [] if domain is None else ["--domain", domain]
     log = place.log_of(SUPERVISOR)
     with starting(), os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as words:
         popen = subprocess.Popen(  # noqa: S603 - our own program

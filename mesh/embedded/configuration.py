@@ -15,8 +15,12 @@ import mesh
 from mesh.embedded.addresses import Addresses
 from mesh.embedded.home import Home, starting, write_private
 from mesh.errors import Code, MeshError
-from mesh.settings import Catalogue, Deployment, Gateway, PolicyKey, Region, Settings, load_catalogue, render
+from mesh.settings import Catalogue, Deployment, Front, Gateway, PolicyKey, Region, Settings, load_catalogue, render
 from mesh.types import Endpoint, GatewayId, RegionId
+
+_FROM = "127.0.0.1"
+"""From where the kernel connects within 127/8."""
+_CONNECTIONS = 200
 
 DEFAULT_REGIONS = (RegionId("vn-1"), RegionId("ap-southeast-1"), RegionId("ap-northeast-1"))
 
@@ -59,11 +63,14 @@ def embedded_settings(
     accelerator: str,
     policy_keys: Mapping[RegionId, tuple[PolicyKey, ...]],
     control_epoch: int = 1,
+    domain: str | None = None,
 ) -> Settings:
-    """The settings of a mesh on this machine."""
+    """The settings of a mesh on this machine. With a domain, tenants have names under it, and each region a front."""
     return Settings(
         regions={
-            region: replace(_embedded(known.regions[region], addresses, accelerator), policy_keys=policy_keys[region])
+            region: replace(
+                _embedded(known.regions[region], addresses, accelerator, domain), policy_keys=policy_keys[region]
+            )
             for region in regions
         },
         models=known.models,
@@ -88,8 +95,14 @@ def write_settings(settings: Settings, folder: Path) -> None:
         half.replace(folder)
 
 
-def _embedded(region: Region, addresses: Addresses, accelerator: str) -> Region:
+def _embedded(region: Region, addresses: Addresses, accelerator: str, domain: str | None) -> Region:
     here = addresses.of(region.id)
+    front = (
+        None
+        if domain is None
+        else Front(http=here.front_http, grpc=here.front_grpc, sources=(_FROM,), connections=_CONNECTIONS)
+    )
+    doors = (here.http, here.grpc) if front is None else (front.http, front.grpc)
     gateway = Gateway(
         id=GatewayId("g1"),
         http=here.http,
@@ -97,6 +110,7 @@ def _embedded(region: Region, addresses: Addresses, accelerator: str) -> Region:
         internal=here.internal,
         peer=here.peer,
         operator=here.operator,
+        proxied=None if front is None else here.proxied,
     )
     models = tuple(dict.fromkeys(model for deployment in region.deployments for model in deployment.models))
     deployment = Deployment(
@@ -110,13 +124,13 @@ def _embedded(region: Region, addresses: Addresses, accelerator: str) -> Region:
         region,
         accelerator=accelerator,
         endpoint=Endpoint(
-            region=region.id, jurisdiction=region.jurisdiction, http=f"https://{here.http}", grpc=str(here.grpc)
+            region=region.id, jurisdiction=region.jurisdiction, http=f"https://{doors[0]}", grpc=str(doors[1])
         ),
         admin=here.admin,
         gateways=(gateway,),
         deployments=(deployment,) if models else (),
         replica_host=here.host,
-        front=None,
-        domain=None,
+        front=front,
+        domain=domain,
         provider={},
     )

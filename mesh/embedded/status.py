@@ -54,6 +54,11 @@ def admin_part(region: RegionId) -> str:
     return f"admin-{region}"
 
 
+def front_part(region: RegionId) -> str:
+    """The name of a front's part."""
+    return f"front-{region}"
+
+
 def ray_part(region: RegionId) -> str:
     """The name of a cluster's part."""
     return f"ray-{region}"
@@ -105,6 +110,7 @@ def status_of(known: Known, view: View) -> Row:
 def _region(known: Known, view: View, region: Region) -> Row:
     ray = known.parts[ray_part(region.id)]
     operator = next((gateway.operator for gateway in region.gateways), None)
+    front = known.parts.get(front_part(region.id))
     return {
         "id": region.id,
         "jurisdiction": region.jurisdiction,
@@ -114,6 +120,7 @@ def _region(known: Known, view: View, region: Region) -> Row:
         "operator": f"http://{operator}",
         "admin": str(region.admin),
         "ray": {"state": ray.state.value, "pid": ray.pid},
+        **({} if front is None else {"front": {"state": front.state.value, "pid": front.pid, "zone": region.zone}}),
         "gateways": [_gateway(known, view, region, gateway) for gateway in region.gateways],
         "replicas": replica_rows(view, region),
     }
@@ -230,5 +237,6 @@ def _log(known: Known, region: Region, lack: str) -> Path:
 
 
 def _is_of(part: str, region: Region) -> bool:
-    own = {ray_part(region.id), deploy_part(region.id), admin_part(region.id), "etcd", "weights"}
+    own = {ray_part(region.id), deploy_part(region.id), admin_part(region.id), front_part(region.id)}
+    own |= {"etcd", "weights"}
     return part in own | {gateway_part(region, gateway) for gateway in region.gateways}

@@ -25,15 +25,26 @@ from mesh.embedded.control_epoch import keep_control_epoch
 from mesh.embedded.doorbell import Tell, doorbell
 from mesh.embedded.environment import part_environment, ray_environment, threads_each
 from mesh.embedded.etcd_server import etcd_command
-from mesh.embedded.home import Home
+from mesh.embedded.front import render_front
+from mesh.embedded.home import Home, write_private
 from mesh.embedded.parts import Part, Program, bound_logs, keep, stop, watched
 from mesh.embedded.processes import Owned, Process, Roll, end_all, write_record
 from mesh.embedded.ray_cluster import RayCluster
 from mesh.embedded.samples import make_samples
-from mesh.embedded.status import Known, Row, admin_part, deploy_part, gateway_part, is_ready, ray_part, status_of
+from mesh.embedded.status import (
+    Known,
+    Row,
+    admin_part,
+    deploy_part,
+    front_part,
+    gateway_part,
+    is_ready,
+    ray_part,
+    status_of,
+)
 from mesh.embedded.watching import View, Watcher, all_gateways, watcher
 from mesh.errors import Code, MeshError
-from mesh.settings import Gateway, Region, Settings
+from mesh.settings import Catalogue, Front, Gateway, Region, Settings
 from mesh.tls import check_tls13
 from mesh.types import RegionId
 
@@ -55,6 +66,7 @@ class Plan:
     Attributes:
         environ: The supervisor's own environment.
         etcd: The etcd binary.
+        haproxy: What runs the fronts; None where no region has one.
         gpus: GPUs that each cluster may use; 0 where the accelerator is the CPU.
     """
 
@@ -63,6 +75,7 @@ class Plan:
     settings: Settings
     environ: Mapping[str, str]
     etcd: Path
+    haproxy: Path | None
     gpus: int
 
 
@@ -135,6 +148,8 @@ class _Mesh:
             name = gateway_part(region, gateway)
             works[name] = self.serve(name, self.gateway_command(region, gateway), self.until_gateway(region, gateway))
         for i, region in enumerate(self.plan.settings.regions.values()):
+            if region.front is not None and self.plan.haproxy is not None:
+                works[front_part(region.id)] = self.front(self.plan.haproxy, region, region.front)
             name = admin_part(region.id)
             works[name] = self.serve(name, self.admin_command(region), self.until_admin(region))
             works[ray_part(region.id)] = self.cluster(region, i).run(self.children, self.roll, self.me)
@@ -158,6 +173,23 @@ class _Mesh:
                 await check_tls13(address.host, address.port)
 
         await self.program("etcd", command, check).run(self.children, self.roll)
+
+    async def front(self, haproxy: Path, region: Region, front: Front) -> None:
+        """What clients reach a region by, where it has a domain."""
+        settings, name = self.plan.settings, front_part(region.id)
+        config = self.plan.home.run / f"{name}.cfg"
+        write_private(config, render_front(Catalogue(regions=settings.regions, models=settings.models), region))
+
+        async def passes() -> bool:
+            try:
+                await check_tls13(front.http.host, front.http.port)
+                await check_tls13(front.grpc.host, front.grpc.port)
+            except MeshError:
+                return False  # no gateway stands behind it yet
+            return True
+
+        argv = [str(haproxy), "-db", "-f", str(config)]
+        await self.program(name, argv, lambda: _until(passes)).run(self.children, self.roll)
 
     async def convert(self) -> None:
         """The models' weights, once for all homes; then there is nothing left to keep running."""
@@ -344,7 +376,9 @@ class _Mesh:
         match op:
             case "hello":
                 state = "stopping" if self.stopping.is_set() else "running" if self.up else "starting"
-                await tell({"regions": list(self.plan.settings.regions), "state": state, "pid": self.me})
+                regions = self.plan.settings.regions
+                domain = next(iter(regions.values())).domain
+                await tell({"regions": list(regions), "domain": domain, "state": state, "pid": self.me})
             case "status":
                 await tell(await self.status())
             case "raise-epoch":
@@ -387,7 +421,7 @@ class _Mesh:
             await stop([one.process for one in ended.values() if one.part.startswith(prefixes)], grace_s)
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(end_parts(("gateway-", "admin-", "deploy-", "weights"), _GATEWAY_GRACE_S))
+            tasks.create_task(end_parts(("front-", "gateway-", "admin-", "deploy-", "weights"), _GATEWAY_GRACE_S))
             tasks.create_task(end_parts(("ray-",), _RAY_GRACE_S))
         await end_parts(("etcd",), _ETCD_GRACE_S)
         rest = await asyncio.to_thread(end_all, self.roll, without=self.me, grace_s=_REST_GRACE_S)

@@ -27,10 +27,12 @@ from mesh.settings.model import (
     Region,
     Settings,
 )
+from mesh.settings.region import DOMAIN_RULE, is_domain
 from mesh.settings.rendering import render
 from mesh.settings.table import is_address
 
 __all__ = [
+    "DOMAIN_RULE",
     "JURISDICTIONS",
     "Address",
     "Catalogue",
@@ -42,6 +44,7 @@ __all__ = [
     "Region",
     "Settings",
     "is_address",
+    "is_domain",
     "load",
     "load_catalogue",
     "render",

@@ -24,9 +24,14 @@ _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DAY_RULE = "a day as 'YYYY-MM-DD', in quotes"
 _HOST_RULE = "a host's name or address"
 _DOMAIN = re.compile(r"(?=.{1,200}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_DOMAIN_RULE = "a DNS name in lower case, without a final dot, such as mesh.example"
+DOMAIN_RULE = "a DNS name in lower case, without a final dot, such as mesh.example"
 _SOURCE_RULE = "an IP address in its shortest form, such as 10.20.0.2"
 _PORTS = ("http", "grpc", "internal", "peer", "operator", "proxied")
+
+
+def is_domain(text: str) -> bool:
+    """Whether a region's tenants can have names under it: see `DOMAIN_RULE`."""
+    return _DOMAIN.fullmatch(text) is not None
 
 
 def read_region(table: Table, stem: str, models: Mapping[ModelId, Model]) -> Region:
@@ -52,7 +57,7 @@ def read_region(table: Table, stem: str, models: Mapping[ModelId, Model]) -> Reg
         gateways=_gateways(table),
         deployments=_deployments(table, accelerator, models),
         front=_front(table.table("front")) if table.has("front") else None,
-        domain=table.text("domain", _DOMAIN, _DOMAIN_RULE) if table.has("domain") else None,
+        domain=table.text("domain", _DOMAIN, DOMAIN_RULE) if table.has("domain") else None,
         policy_keys=_policy_keys(table) if table.has("policy_keys") else (),
         replica_host=_replica_host(table),
         provider=read_provider(table.table("provider")) if table.has("provider") else {},

@@ -178,7 +178,7 @@ class Mesh:
         assert ran.code == code, f"mesh {args[0]} ended with {ran.code}: {ran.out} {ran.err[-2000:]}"
         return ran.error
 
-    def up(self, *, timeout_s: float, program: Path = UP) -> Ran:
+    def up(self, *options: str, timeout_s: float, program: Path = UP) -> Ran:
         """Starts it and waits for *ready*."""
         command = [
             program,
@@ -187,6 +187,7 @@ class Mesh:
             "--json",
             "--regions",
             ",".join(self.regions),
+            *options,
         ]
         done = subprocess.run(
             command, cwd="/", env=self.environ(), capture_output=True, text=True, timeout=timeout_s, check=False
