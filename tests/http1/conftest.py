@@ -8,7 +8,7 @@ import ipaddress
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from cryptography import x509
@@ -169,6 +169,11 @@ class Door:
             yield Raw(reader, writer)
         finally:
             writer.transport.abort()
+
+    def hurry(self, **limits: float) -> None:
+        """Gives the open connections other limits than those that their handshakes had."""
+        for connection in self.server._open:
+            connection._limits = replace(connection._limits, **limits)  # pyright: ignore[reportArgumentType]
 
 
 async def echo(request: Request) -> None:

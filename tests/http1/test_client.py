@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -236,12 +237,14 @@ async def test_a_connection_that_ended_while_nobody_looked_is_not_used() -> None
         return accepted
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
-        listener.settimeout(10)
+        listener.settimeout(60)
         pool, port = Pool(None), listener.getsockname()[1]
         first = thread.submit(serve)
         assert await whole(await call(pool, port)) == b"a"
         second = thread.submit(serve)
+        ((kept,),) = pool._idle.values()
         first.result().close()
+        select.select([kept._transport.get_extra_info("socket")], [], [])
         assert await whole(await call(pool, port)) == b"a"
         pool.close()
         second.result().close()

@@ -105,15 +105,21 @@ async def test_memory_grows_with_what_came_and_not_with_what_was_announced(clear
 
 
 async def test_slow_head_is_timed_out(door) -> None:
-    async with door(head_timeout_s=0.3) as opened, opened.connect() as client:
-        await client.send(b"GET /a HTTP/1.1\r\nX: ")
+    async with door() as opened, opened.connect() as client:
+        await client.send(get())
+        assert (await client.answer())[0] == 200
+        opened.hurry(head_timeout_s=0.3)
+        await client.send(b"GET /b HTTP/1.1\r\nX: ")
         assert (await client.answer())[::2] == (408, b"request_timeout")
         assert await client.gone()
-        assert opened.seen == []
+        assert opened.seen == ["GET /a"]
 
 
 async def test_a_trickle_does_not_extend_a_heads_time(clear_door) -> None:
-    async with clear_door(head_timeout_s=0.3) as opened, opened.connect() as client:
+    async with clear_door() as opened, opened.connect() as client:
+        await client.send(get())
+        assert (await client.answer())[0] == 200
+        opened.hurry(head_timeout_s=0.3)
         await client.send(b"GET /a HTTP/1.1\r\nX: ")
 
         async def trickle() -> None:
@@ -138,13 +144,15 @@ async def test_slow_body_is_timed_out(door) -> None:
 
 
 async def test_idle_connections_are_closed_without_a_word(door) -> None:
-    async with door(keep_alive_s=0.2, head_timeout_s=0.2) as opened:
-        async with opened.connect() as client:
-            assert await client.gone()
-        async with opened.connect() as client:
-            await client.send(get())
-            assert (await client.answer())[0] == 200
-            assert await client.gone()
+    async with door(head_timeout_s=0.2) as opened:
+        # On a busy machine a handshake may take longer than that.
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            async with opened.connect() as client:
+                assert await client.gone()
+    async with door(keep_alive_s=0.2) as opened, opened.connect() as client:
+        await client.send(get())
+        assert (await client.answer())[0] == 200
+        assert await client.gone()
 
 
 async def test_a_client_that_never_shakes_hands_is_dropped(tls) -> None:
