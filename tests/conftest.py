@@ -9,14 +9,17 @@ import os
 from collections.abc import AsyncGenerator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from mesh.tls import prepare_process
 
 # grpc reads this when it is imported, so before any test module is.
 prepare_process(os.environ)
 
-settings.register_profile("mesh", derandomize=True, deadline=None, max_examples=150)
+# How long it takes to make examples says how busy the machine is.
+settings.register_profile(
+    "mesh", derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("mesh")
 
 

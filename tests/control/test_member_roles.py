@@ -167,7 +167,6 @@ async def test_rounds_of_a_pin_on_a_real_store(tmp_path: Path) -> None:
         assert Standing.DRAINING in seen
 
 
-@pytest.mark.timeout(120)
 async def test_a_gateway_that_is_cut_off_has_lost_its_authority_when_a_pin_returns(tmp_path: Path) -> None:
     async with (
         running_etcd(tmp_path, (HOME, ABROAD)) as lab,
@@ -198,7 +197,6 @@ async def test_a_gateway_that_is_cut_off_has_lost_its_authority_when_a_pin_retur
         assert (await world.pin(VN))[-1].done
 
 
-@pytest.mark.timeout(120)
 async def test_without_a_quorum_a_wait_that_runs_ends_and_authority_runs_out(tmp_path: Path) -> None:
     async with running_etcd(tmp_path, (HOME, ABROAD)) as lab, world_on(lab) as world:
         world.abroad.kill()

@@ -165,6 +165,7 @@ async def mix(changes: Changes, number: int) -> None:
         await changes.set_state(tenant, TenantState.SUSPENDED)
 
 
+@pytest.mark.timeout(60)
 async def test_a_member_that_falls_silent_is_left_for_another(tmp_path: Path) -> None:
     """Nothing is closed: only a ping tells. Found within this test's own time limit, which is less than grpc's minute."""
     async with running_etcd(tmp_path) as lab, Proxy(lab.etcd.port).running() as proxy:

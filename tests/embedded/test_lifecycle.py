@@ -23,7 +23,6 @@ from mesh.embedded.processes import Roll, read_record
 from mesh.errors import Code, MeshError
 from mesh.types import RegionId
 
-pytestmark = pytest.mark.timeout(240)
 VN = RegionId("vn-1")
 ME = os.getpid()
 
@@ -49,7 +48,7 @@ class Start:
         """Waits until one of these was said; tells which."""
         lines: list[str] = []
         while True:
-            line = self.said.get(timeout=120)
+            line = self.said.get(timeout=240)
             lines.append(line)
             assert line != "over", (lines, str(self.error))
             for one in words:
@@ -57,7 +56,7 @@ class Start:
                     return one
 
     def over(self) -> MeshError:
-        self.thread.join(timeout=120)
+        self.thread.join(timeout=240)
         assert self.error is not None
         return self.error
 
@@ -92,7 +91,7 @@ def starting(home: Path) -> Generator[Start]:
     finally:
         with suppress(MeshError):
             down(home, print)
-        start.thread.join(timeout=120)
+        start.thread.join(timeout=240)
 
 
 def supervisor_of(home: Path) -> int:
@@ -145,7 +144,7 @@ def test_two_starts_at_once_make_one_mesh(home: Path) -> None:
     finally:
         down(home, print)
         for start in starts:
-            start.thread.join(timeout=120)
+            start.thread.join(timeout=240)
 
 
 def test_a_killed_supervisor_is_cleaned_up_by_down(home: Path) -> None:

@@ -64,7 +64,6 @@ async def value_of(store: EtcdStore, key: str) -> bytes:
     return (await store.range(Range(key), timeout_s=10)).items[0].value
 
 
-@pytest.mark.timeout(180)
 async def test_etcd(tmp_path: Path) -> None:
     async with lab(tmp_path) as made:
         etcd = await asyncio.to_thread(find_etcd, cache_folder(os.environ), os.environ, print)
@@ -95,7 +94,7 @@ async def test_etcd(tmp_path: Path) -> None:
                 running.cancel()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_ray_is_started_anew_when_its_raylet_dies_and_leaves_nothing(tmp_path: Path) -> None:
     async with lab(tmp_path) as made:
         make_temp(made.addresses.temp)

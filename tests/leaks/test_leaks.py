@@ -40,7 +40,6 @@ ENDED = {
 PLANTED = "leaks made on purpose in one process, each with one part replaced"
 SIMULATED = "leaks made on purpose in the simulation"
 CLEAN = "what the detectors looked at without a leak, and found nothing"
-pytestmark = pytest.mark.timeout(300)
 
 
 async def played(

@@ -16,7 +16,6 @@ from proof_report import CLAIMS, Report
 from proof_rules import RULES as RULES_IN_WORDS
 
 # The searches take seconds of one core; on a machine that others use, they take as long as it gives them.
-pytestmark = pytest.mark.timeout(300)
 
 _CAMPAIGN = Path(__file__).parents[2] / "scripts/campaign"
 _ALL_RULES = [(section, rule) for section, rules in RULES.items() for rule in rules]

@@ -22,7 +22,7 @@ from mesh.tls import check_tls13, prepare_process
 from mesh.types import Role
 from mesh.v1 import fleet_pb2 as pb
 
-pytestmark = pytest.mark.timeout(240)  # torch is imported, and the first run ever converts the weights
+pytestmark = pytest.mark.timeout(900)  # torch is imported, and the first run ever converts the weights
 CHAT, EMBEDDING = "smollm2-135m", "minilm-l6-v2"
 
 

@@ -26,7 +26,6 @@ def start(models_dir: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([*COMMAND, str(models_dir)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.timeout(180)
 def test_a_killed_conversion_leaves_nothing_that_is_used_and_two_at_once_convert_once(
     tmp_path: Path, converted: Path
 ) -> None:
