@@ -9,8 +9,10 @@ from __future__ import annotations
 from contextlib import suppress
 
 from mesh.control import layout
+from mesh.control.homes import chained
 from mesh.control.records import RecordError, TenantRecord, Trust, decode_tenant
 from mesh.control.standing import Committed, is_superseded, tells_by_itself
+from mesh.control.statements import Statement
 from mesh.control.store import CompactedError, KeyValue, Range, Store
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import TenantPolicy
@@ -50,13 +52,14 @@ class LaterChanges:
             raise other_store()
         if shrink is None or not (shrink.removed or shrink.lowered):
             return False  # a key stays revoked, and a home left
-        self.left, stays = record.left, [(item, record, Revision(0))]
-        while record.left:
-            found = await self._range(layout.policy_key(record.chain[-1].new_home, record.policy.tenant))
-            since = record.policy.revision
+        stays, left = [(item, record, Revision(0))], await self._departure(record)
+        self.left, moves = left is not None, 0
+        while left is not None and left.moves > moves:
+            found, since = await self._range(layout.policy_key(left.new_home, left.tenant)), Revision(left.revision + 1)
             if found is None or (record := self._record(found)).policy.revision < since:
                 raise other_store()
             stays.append((found, record, since))
+            moves, left = left.moves, await self._departure(record)
         newest = record.policy
         if newest.revision <= self._checked:
             return False
@@ -77,6 +80,11 @@ class LaterChanges:
 
     async def _later(self, item: KeyValue, record: TenantRecord, since: Revision) -> list[TenantPolicy] | None:
         """What a home put of the tenant, back to a revision; None where that is not known, or was partly elsewhere."""
+        while record.is_first and not record.left and await self._departure(record):
+            earlier = await self._before(item)  # what its home put when it had the tenant is below
+            if earlier is None:
+                return None
+            item, record = earlier, self._record(earlier)
         later = [record.policy]
         while later[-1].revision > since:
             earlier = await self._before(item)
@@ -87,6 +95,22 @@ class LaterChanges:
             if later[-2].revision > later[-1].revision + 1:
                 return None
         return later
+
+    async def _departure(self, record: TenantRecord) -> Statement | None:
+        """How a home said last that the tenant has left it; None where it is the tenant's home.
+
+        Over its last word it may have put what is to be its first one if the tenant comes back: that does not count
+        before the home that has the tenant says so.
+        """
+        if record.left:
+            return record.chain[-1]
+        came_from = record.came_from if record.is_first else None
+        if came_from is None:
+            return None
+        found = await self._range(layout.policy_key(came_from, record.policy.tenant))
+        if found is None or chained(record, self._record(found).chain) is not None:
+            return None
+        return next((one for one in reversed(record.chain) if one.home == record.policy.home), None)
 
     async def _before(self, item: KeyValue) -> KeyValue | None:
         """The record that one replaced; None if the store no longer has it."""

@@ -137,6 +137,8 @@ async def test_the_end_of_a_move_does_not_forget_times_that_the_new_home_has_low
         ("pin", ["move", "suspend"], False),
         ("pin", ["move", "allow"], True),
         ("pin", ["move", "allow", "pin"], True),
+        ("suspend", ["move", "ready", "resume"], True),
+        ("suspend", ["move", "ready", "key"], False),
         ("key", ["move", "resume"], False),
     ],
 )
@@ -155,6 +157,9 @@ async def test_what_the_next_home_gave_back_is_superseded(first: str, then: list
                     return await at.set_allowed(tenant, frozenset({SG} if name == "pin" else {SG, VN}))
                 case "key":
                     return await at.revoke_key(K1) if at is old else await at.create_key(tenant, K2, "sha256$00")
+                case "ready":  # to come back, which it does not
+                    await old.moves.prepare(tenant, ABROAD)
+                    return None
                 case _:
                     there, here = (new, HOME) if name == "move" else (old, ABROAD)
                     await there.moves.prepare(tenant, here)
@@ -168,6 +173,35 @@ async def test_what_the_next_home_gave_back_is_superseded(first: str, then: list
         for name in then:
             await change(name)
         told = world.wait(outcome)
+        await world.clock.advance(0.5)
+        assert told.state.superseded is superseded
+        assert told.state.done is not superseded
+
+
+@pytest.mark.parametrize(
+    ("then", "superseded"), [([], False), (["suspend"], False), (["allow"], True), (["allow", "pin"], True)]
+)
+@pytest.mark.parametrize("compacted", [False, True])
+async def test_a_home_that_is_ready_for_the_tenant_to_come_back_does_not_tell_of_it(
+    then: list[str], superseded: bool, compacted: bool
+) -> None:
+    """What it has put over its last word is a copy, which says nothing of what the other home changes after it."""
+    async with World().running() as world:
+        tenant, _home, _abroad, _ = await begun(world)
+        old, new = world.changes, changes_in(world.store, NEARBY, world.clock)
+        pinned = await old.set_allowed(tenant, frozenset({VN}))
+        await new.moves.prepare(tenant, HOME)
+        await old.moves.leave(tenant, NEARBY)
+        await new.moves.finish(tenant)
+        await old.moves.prepare(tenant, NEARBY)
+        for name in then:
+            if name == "suspend":
+                await new.set_state(tenant, TenantState.SUSPENDED)
+            else:
+                await new.set_allowed(tenant, frozenset({VN} if name == "pin" else {SG, VN}))
+        if compacted:
+            world.store.compact(world.store.revision)
+        told = world.wait(pinned)
         await world.clock.advance(0.5)
         assert told.state.superseded is superseded
         assert told.state.done is not superseded
