@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
 from mesh.cli.context import Here, Sites, Status, sites_of
 from mesh.embedded.authority import make_pki
@@ -316,6 +317,7 @@ class World:
 def world(home: Path, doors: Mapping[str, type[BaseHTTPRequestHandler]] = {}) -> Generator[World]:
     """Two regions, `vn-1` and `ap-southeast-1`, each with an admin and, if given, an HTTP door."""
     pki = home / "pki"
+    home.mkdir(parents=True, exist_ok=True)
     (home / "addresses.json").write_text("{}")  # as `mesh up` leaves it: this is no desk
     make_pki(pki, {RegionId(region): ["127.0.0.1"] for region in JURISDICTION}, ["127.0.0.1"])
     with contextlib.ExitStack() as stack:
@@ -324,6 +326,7 @@ def world(home: Path, doors: Mapping[str, type[BaseHTTPRequestHandler]] = {}) ->
             admins[region] = Admin(region)
             server = grpc.server(futures.ThreadPoolExecutor(4))
             add_AdminServicer_to_server(admins[region], server)
+            health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
             port = server.add_secure_port("127.0.0.1:0", grpc_server_credentials(pki, RegionId(region), Role.ADMIN))
             server.start()
             servers[region] = server
