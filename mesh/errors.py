@@ -156,7 +156,7 @@ _ROWS: dict[Code, Row] = {
     Code.UNKNOWN_JURISDICTION: _row(400, _REQUEST, "INVALID_ARGUMENT", _NO, "This jurisdiction is not known."),
     Code.UNKNOWN_REGION: _row(404, _REQUEST, "NOT_FOUND", _NO, "This region is not known here."),
     Code.POLICY_STORE_UNAVAILABLE: _row(
-        503, _SERVER, "UNAVAILABLE", _LATER, "The control store cannot be reached; nothing was changed."
+        503, _SERVER, "UNAVAILABLE", _LATER, "The control store cannot be reached, or does not answer in time."
     ),
     Code.SUPERSEDED: _row(
         409,

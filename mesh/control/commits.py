@@ -169,7 +169,7 @@ class Commits:
             Code.POLICY_STORE_UNAVAILABLE,
             hint="Its last answer was lost, so the change may have been made: look before you repeat it."
             if lost
-            else "",
+            else "Nothing was changed.",
         )
 
     async def _near(self, request: _Request, deadline_s: float) -> tuple[Before, Draft] | None:

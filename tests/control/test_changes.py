@@ -190,6 +190,10 @@ async def test_a_store_that_fails_leaves_the_row() -> None:
     world.store.before_txn = fail
     error = await refused(world.changes.set_allowed(world.tenant, frozenset({VN})))
     assert error.code is Code.POLICY_STORE_UNAVAILABLE
+    text = str(error).lower()
+    assert "nothing was changed" in text or "may have been made" in text
+    assert not ("nothing was changed" in text and "may have been made" in text), "one of them is not true"
+    assert ("may have been made" in text) == (len(world.journal.rows) > len(kept)), "what was not sent was not made"
     rows = [row for number, row in world.journal.rows.items() if number not in kept]
     assert rows, "it may have come through, for all that is known"
     at = layout.parse(rows[0][0])
