@@ -37,6 +37,8 @@ class FakeRequest:
         self.ended = False
         self.writes: asyncio.Queue[bytes] = asyncio.Queue()
         self.slow: asyncio.Semaphore | None = None
+        self.held = asyncio.Event()
+        """A piece waits for `slow`."""
 
     def header(self, name: bytes) -> bytes | None:
         return dict(self.headers).get(name)
@@ -59,6 +61,8 @@ class FakeRequest:
         assert self.begun
         assert not self.ended
         if self.slow is not None:
+            if self.slow.locked():
+                self.held.set()
             await self.slow.acquire()
         self.answer += data
         self.writes.put_nowait(data)

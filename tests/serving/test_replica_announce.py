@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from serving.fleet_lab import VN, FleetGateway, lab_pki
 
 from mesh.runtime import SystemClock
@@ -98,12 +99,10 @@ class Holding(SystemClock):
 async def test_that_what_was_asked_for_has_ended_is_told_at_once(pki: Path) -> None:
     gateway = FleetGateway()
     async with gateway.listening(pki) as address, announcing(pki, address, clock=Holding()) as announced:
-        await gateway.until(lambda: len(gateway.reports) == 1)
+        await gateway.until(lambda: bool(gateway.reports))
         fence = Fence(TenantId("t_aaaaaaaaaaaaaaaa"), PolicyNumber(0, 2), None)
         announced.leases._sources[0].said(7, (), [fence])
-        async with asyncio.timeout(30):
-            await gateway.until(lambda: len(gateway.reports) == 2)
-        assert gateway.reports[-1].heard == 7
+        await gateway.until(lambda: gateway.reports[-1].heard == 7)
 
 
 async def test_every_gateway_is_told_whatever_another_does(pki: Path) -> None:
@@ -123,7 +122,7 @@ async def test_every_gateway_is_told_whatever_another_does(pki: Path) -> None:
 async def test_joins_again_when_a_gateway_restarts(pki: Path) -> None:
     gateway = FleetGateway()
     async with AsyncExitStack() as stack:
-        async with gateway.listening(pki) as address:
+        async with gateway.listening(pki, free_port()) as address:
             announced = await stack.enter_async_context(announcing(pki, address))
             await gateway.until(lambda: bool(gateway.reports))
         assert gateway.open == 0

@@ -41,6 +41,22 @@ STREAM = {"mesh-stream": "1"}
 PROTOBUF = {"content-type": "application/x-protobuf"}
 
 
+class Deadlines(SystemClock):
+    """The host's clock, but that a call's time is over when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked_s: list[float] = []
+        self._scopes: list[asyncio.Timeout] = []
+
+    def timeout(self, seconds: float) -> asyncio.Timeout:
+        self.asked_s.append(seconds)
+        self._scopes.append(asyncio.timeout(None))
+        return self._scopes[-1]
+
+    def pass_(self) -> None:
+        self._scopes[-1].reschedule(0)
+
+
 class World:
     """Two models, `m` that chats and `e` that embeds, behind one hop."""
 
@@ -58,7 +74,8 @@ class World:
         self.leases = Leases(REPLICA, self.lease_clock)
         self.gateway = self.leases.source()
         self.gateway.begin()
-        self.hop = Hop(RegionId("vn-1"), self.host, self.leases, 100_000, SystemClock(), log)
+        self.deadlines = Deadlines()
+        self.hop = Hop(RegionId("vn-1"), self.host, self.leases, 100_000, self.deadlines, log)
 
     async def call(self, operation: str, body: Any, headers: dict[str, str] | None = None, **more: Any) -> FakeRequest:
         request = self.request(operation, body, headers, **more)
@@ -339,8 +356,12 @@ async def test_hanging_up_before_the_first_token_frees_the_slot() -> None:
 async def test_deadline() -> None:
     made = await world(gated=True)
     assert made.chat.gate is not None
-    made.chat.gate.release()
-    request = await made.call("chat", chat(), {"mesh-timeout-ms": "200"})
+    async with made.calling("chat", chat(), {"mesh-timeout-ms": "200"}) as (request, task):
+        made.chat.gate.release()
+        await request.writes.get()  # the first sign of life
+        made.deadlines.pass_()
+        await task
+    assert made.deadlines.asked_s == [0.2]
     assert [frame.kind for frame in request.frames] == [FrameKind.PROGRESS, FrameKind.ERROR]
     assert json.loads(request.last.payload)["code"] == "deadline_exceeded"
     assert request.last.usage == Usage(PROMPT_TOKENS, 1)
@@ -349,7 +370,13 @@ async def test_deadline() -> None:
 
 async def test_deadline_before_anything() -> None:
     made = await world(gated=True)
-    assert refusal(await made.call("chat", chat(), {"mesh-timeout-ms": "1"})) == {"code": "deadline_exceeded"}
+    async with made.calling("chat", chat(), {"mesh-timeout-ms": "1"}) as (request, task):
+        while not made.deadlines.asked_s:
+            await asyncio.sleep(0)
+        made.deadlines.pass_()
+        await task
+    assert made.deadlines.asked_s == [0.001]
+    assert refusal(request) == {"code": "deadline_exceeded"}
     assert not made.chat.running
 
 
@@ -402,11 +429,13 @@ async def test_a_slow_reader_is_waited_for() -> None:
 async def test_nothing_follows_a_piece_that_may_be_half_out() -> None:
     """A large piece goes out in parts: a deadline can end the wait between two of them."""
     made = await world(words=[str(i) for i in range(10)])
-    request = made.request("chat", chat(stream=True), STREAM | {"mesh-timeout-ms": "200"})
+    request = made.request("chat", chat(stream=True), STREAM)
     request.slow = asyncio.Semaphore(1)
-    async with asyncio.timeout(30):
-        with pytest.raises(MeshError) as fault:  # the server cuts the connection
-            await made.hop.handle(as_request(request))
+    task = asyncio.create_task(made.hop.handle(as_request(request)))
+    await request.held.wait()
+    made.deadlines.pass_()
+    with pytest.raises(MeshError) as fault:  # the server cuts the connection
+        await task
     assert fault.value.code is Code.DEADLINE_EXCEEDED
     assert [frame.kind for frame in request.frames] == [FrameKind.DATA]
     assert not request.ended

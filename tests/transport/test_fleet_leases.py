@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from ports import free_port
 from serving.fake_engine import FakeEngine
 from serving.fleet_lab import VN, lab_pki, lab_settings
 from serving.hop_lab import calling, frames
@@ -154,7 +155,7 @@ async def test_a_lowering_is_confirmed(pki: Path) -> None:
 async def test_a_gateway_that_is_started_again_is_heard_anew(pki: Path) -> None:
     """Its messages count from 1; what was heard of the old process is not taken for its own."""
     async with AsyncExitStack() as life:
-        old = await life.enter_async_context(gateway(pki))
+        old = await life.enter_async_context(gateway(pki, free_port()))
         async with announcing(pki, old.address) as leases:
             await old.joined()
             for number in range(5, 9):

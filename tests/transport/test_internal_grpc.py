@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_lab import SG, VN, FakeQueries, info_of
+from ports import free_port
 
 from mesh.errors import Code, MeshError
 from mesh.routing.fleet import RegionLoad, Replica
@@ -404,10 +405,9 @@ async def test_a_gateway_follows_the_load_of_another_region(pki: Path) -> None:
 
 
 async def test_a_region_is_found_again_at_another_gateway_and_after_its_end(pki: Path) -> None:
-    async with internal(pki) as spare:
-        spare_port = spare.port
+    spare_port = free_port()
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(internal(pki, replicas=lambda: [row()]))
+        first = await stack.enter_async_context(internal(pki, port=free_port(), replicas=lambda: [row()]))
         async with watching(pki, first.port, spare_port) as watcher:
             await watcher.until(lambda load: load is not None and load.models[CHAT].running == 1)
             await stack.aclose()
