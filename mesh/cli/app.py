@@ -31,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Runs a mesh of regions that serve AI models, and pins each tenant to the jurisdictions it allows.\n\n"
     "Every command takes --json. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no mesh runs here. "
-    "MESH_HOME names the folder of the mesh; by default it is .mesh/ of the checkout.",
+    "MESH_HOME names the folder of the mesh, by default .mesh/ of the checkout, or the desk of one on other hosts.",
 )
 _RUN, _TENANTS, _ASK = "Run a mesh", "Tenants", "Look and ask"
 app.command(rich_help_panel=_RUN)(up)
