@@ -12,7 +12,7 @@ only. Where the store may be away, that read comes first: it fails before anythi
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -50,7 +50,7 @@ from mesh.control.store import (
     TxnResult,
 )
 from mesh.errors import Code, MeshError
-from mesh.policy.shards import shard_of
+from mesh.policy.shards import Shard, shard_of
 from mesh.ports import Clock, Entropy, Instant
 from mesh.types import KeyId, RegionId, TenantId
 
@@ -64,11 +64,18 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """A change as it is asked for. `asked` is a digest of it; `more` is to be read with what it starts from."""
+    """A change as it is asked for.
+
+    Attributes:
+        given: Whether the op id is the caller's, who may have used it before.
+        asked: A digest of it.
+        more: To be read with what it starts from.
+    """
 
     tenant: TenantId
     key_id: KeyId | None
     op_id: str
+    given: bool
     asked: bytes
     edit: Callable[[Before], Draft]
     more: tuple[Range, ...]
@@ -117,6 +124,7 @@ class Commits:
             tenant=tenant,
             key_id=key_id,
             op_id=checked_op_id(op_id, self._clock.wall_s()) if given else new_op_id(self._clock, self._entropy),
+            given=given,
             asked=sha256(fields(b"mesh.asked.v1", *asked)).digest(),
             edit=edit,
             more=more,
@@ -137,6 +145,9 @@ class Commits:
                     before = await self._before(request, deadline_s)
                     if before.op is not None:
                         return _told(before, before.op, request, resumed=not sent)
+                    made = await self._made_before(before, request, deadline_s)
+                    if made is not None:
+                        return made
                     draft = edit(before)
                     if not draft.changed and not before.is_unfinished:
                         return _unchanged(before, draft, request)
@@ -194,6 +205,21 @@ class Commits:
         self._history.take(answer, seen)
         before = self._found(answer, request, read)
         return replace(before, tenant=await self.counting(before.found, deadline_s))
+
+    async def _made_before(self, before: Before, request: _Request, deadline_s: float) -> Outcome | None:
+        """What a home that the tenant has left made under this op id; None if it made nothing."""
+        homes = _left_homes(before.tenant, self._home) if request.given else []
+        if not homes:
+            return None
+        shards = {home: shard_of(home, request.tenant) for home in homes}
+        ops = [Range(layout.op_key(home, request.tenant, request.op_id)) for home in homes]
+        found = await self.ask([*ops, *(Range(layout.head_key(shard)) for shard in shards.values())], deadline_s)
+        for op, head, shard in zip(found[: len(homes)], found[len(homes) :], shards.values(), strict=True):
+            mark = _mark(op.items[0]) if op.items else None
+            if mark is not None:
+                # Whoever has applied both shards has applied that change, and goes by this home.
+                return _told(before, mark, request, resumed=True, beside={shard: _number(head)})
+        return None
 
     async def counting(self, record: TenantRecord | None, deadline_s: float | None = None) -> TenantRecord | None:
         """A record that stands, if it counts, with the statements of all moves; else None.
@@ -349,6 +375,9 @@ class Commits:
         ]
         seen = self._history.seen()
         compares += [*draft.compares, Compare(op_at, 0)]
+        if request.given:
+            homes = _left_homes(draft.tenant, self._home)
+            compares += [Compare(layout.op_key(home, request.tenant, request.op_id), 0) for home in homes]
         answer = await self._store.txn(compares, ops, timeout_s=self._left_s(deadline_s))
         committed = self._clock.instant()
         self._history.take(answer, seen)
@@ -395,7 +424,14 @@ class Commits:
         return min(_CALL_S, deadline_s - self._clock.now_s())
 
 
-def _told(before: Before, mark: OpMark, request: _Request, *, resumed: bool) -> Outcome:
+def _left_homes(record: TenantRecord | None, home: RegionId) -> list[RegionId]:
+    """The homes that a tenant has had, but for one."""
+    return [] if record is None else sorted({one.home for one in record.chain} - {home})
+
+
+def _told(
+    before: Before, mark: OpMark, request: _Request, *, resumed: bool, beside: Mapping[Shard, int] | None = None
+) -> Outcome:
     """What an op key tells of a change that was made."""
     if mark.asked != request.asked:
         raise MeshError(Code.INVALID_PARAMETER, param="op_id", hint="It was another change's; leave it out.")
@@ -414,6 +450,7 @@ def _told(before: Before, mark: OpMark, request: _Request, *, resumed: bool) -> 
         key_id=mark.key_id,
         drain_s=mark.drain_s,
         committed=before.read,
+        beside=beside or {},
     )
 
 

@@ -8,10 +8,13 @@ from member_lab import ABROAD, HOME, SG, VN, Gateway, World
 from trust_lab import changes_in
 
 from mesh.control.changes import Changes, Outcome
+from mesh.control.ops import new_op_id
 from mesh.control.standing import Standing
+from mesh.errors import Code, MeshError
 from mesh.policy.authority import wait_s
 from mesh.policy.bundle import Spans
 from mesh.policy.shards import shard_of
+from mesh.runtime import SystemEntropy
 from mesh.types import KeyId, RegionId, TenantId, TenantState, Transfer
 
 HOME_S = 60.0
@@ -205,6 +208,34 @@ async def test_a_home_that_is_ready_for_the_tenant_to_come_back_does_not_tell_of
         await world.clock.advance(0.5)
         assert told.state.superseded is superseded
         assert told.state.done is not superseded
+
+
+@pytest.mark.parametrize("store_answers", [False, True])
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_change_that_a_former_home_has_made_is_not_made_again(store_answers: bool, allowed: bool) -> None:
+    """Whoever asks again with its op id asks the home of now, which is to wait for it, whatever was changed since."""
+    async with World().running() as world:
+        tenant, _home, _abroad, _ = await begun(world)
+        old, op_id = world.changes, new_op_id(world.clock, SystemEntropy())
+        new = changes_in(world.store, NEARBY, world.clock, store_answers=store_answers)
+        pinned = await old.set_allowed(tenant, frozenset({VN}), op_id=op_id)
+        await new.moves.prepare(tenant, HOME)
+        await old.moves.leave(tenant, NEARBY)
+        await new.moves.finish(tenant)
+        if allowed:
+            await new.set_allowed(tenant, frozenset({SG, VN}))
+        before = await new.tenant(tenant)
+        again = await new.set_allowed(tenant, frozenset({VN}), op_id=op_id)
+        assert await new.tenant(tenant) == before, "nothing is changed"
+        assert (again.resumed, again.revision, again.shrink) == (True, pinned.revision, pinned.shrink)
+        told = world.wait(again)
+        await world.clock.advance(0.5)
+        assert told.state.superseded is allowed
+        assert told.state.done is not allowed
+        for other in (new.set_allowed(tenant, frozenset({SG}), op_id=op_id), new.moves.leave(tenant, HOME, op_id)):
+            with pytest.raises(MeshError) as caught:
+                await other
+            assert (caught.value.code, caught.value.param) == (Code.INVALID_PARAMETER, "op_id")
 
 
 @pytest.mark.parametrize("what", ["pin", "key"])

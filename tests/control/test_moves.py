@@ -63,7 +63,7 @@ async def the_story_of_a_move(homes: Homes) -> None:
     settled = await b.settle_authority(tenant, stands.policy.revision)
     assert settled.tenant.policy.authority_before == {}
     # The old jurisdiction can leave the pin now, and the change carries the move.
-    pinned = await b.set_allowed(tenant, frozenset({SG}))
+    pinned = await b.set_allowed(tenant, frozenset({SG}), op_id=new_op_id(CLOCK, SystemEntropy()))
     assert len(pinned.tenant.chain) == 1
     await b.revoke_key(K1)
     book = await homes.book()
