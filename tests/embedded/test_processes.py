@@ -37,6 +37,9 @@ def start() -> Generator[Start]:
     def run(argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
         popen = subprocess.Popen(argv, env={"PATH": os.environ["PATH"], **environ}, start_new_session=True, stdout=-1)
         started.append(popen)
+        # A program that is just being loaded has no environment for a moment.
+        while popen.poll() is None and not Path(f"/proc/{popen.pid}/environ").read_bytes():
+            pass
         return popen
 
     yield run
