@@ -23,7 +23,7 @@ from mesh.embedded.status import MeshState, is_ready, lacks, replica_rows, went_
 from mesh.embedded.watching import View, observer
 from mesh.errors import Code, MeshError
 from mesh.settings import Address, Gateway, Region, Settings
-from mesh.tls import OPERATOR_REGION, client_context
+from mesh.tls import OPERATOR_REGION, Identity, client_context
 from mesh.types import RegionId, Role
 
 Row = dict[str, object]
@@ -103,10 +103,16 @@ def _check_certificate(pki: Path) -> None:
         hint = f"{error.hint} A desk has the mesh's CA and an operator's certificate and key; see {DESK_PAGE}."
         raise MeshError(error.code, hint=hint) from None
     path = pki / "operator.pem"
-    until = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    until = certificate.not_valid_after_utc
     if until < datetime.now(UTC):
         hint = f"{path}: was good until {until.isoformat()}; put a new certificate and its key there."
         raise MeshError(Code.INVALID_SETTINGS, hint=hint)
+    names = [one.value for one in certificate.extensions if isinstance(one.value, x509.SubjectAlternativeName)]
+    uris = [uri for name in names for uri in name.get_values_for_type(x509.UniformResourceIdentifier)]
+    identity = Identity.parse(uris[0]) if len(uris) == 1 else None
+    if identity is None or identity.role is not Role.OPERATOR:
+        raise MeshError(Code.INVALID_SETTINGS, hint=f"{path}: is no operator's certificate; see {DESK_PAGE}.")
 
 
 async def _view(settings: Settings) -> View:

@@ -185,12 +185,15 @@ def test_a_file_that_is_missing_is_named(call, desk: Here, mesh: World, file: st
     assert all(admin.calls == [] for admin in mesh.admins.values())
 
 
-def test_a_certificate_that_is_of_no_use_is_told(call, desk: Here) -> None:
+def test_a_certificate_that_is_of_no_use_is_told(call, desk: Here, mesh: World) -> None:
     pki = desk.home / "pki"
     key = (pki / "operator.key").read_text()
     (pki / "operator.key").write_text("no key")
     assert "operator.pem: not a certificate with its key" in call("tenant", "list", status=1)["remedy"]
     (pki / "operator.key").write_text(key)
+    for suffix in ("pem", "key"):
+        shutil.copy(mesh.here.pki / f"vn-1/gateway.{suffix}", pki / f"operator.{suffix}")
+    assert "is no operator's certificate" in call("tenant", "list", status=1)["remedy"]
     end_yesterday(pki)
     refused = call("tenant", "list", status=1)
     assert refused["code"] == "invalid_settings"
@@ -269,7 +272,11 @@ def test_as_a_process(desk: Here) -> None:
 
     listed = ask("tenant", "list")
     assert [item["name"] for item in json.loads(listed.stdout)["items"]] == ["globex", "acme"]
-    assert json.loads(ask("down").stderr.splitlines()[-1])["error"]["code"] == "not_running"
+    assert json.loads(ask("up").stderr.splitlines()[-1])["error"]["code"] == "start_failed"
+    (desk.home / "addresses.json").write_text("{}")  # the home of a mesh on this machine, of which nothing runs
+    refused = ask("tenant", "list")
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert json.loads(refused.stderr.splitlines()[-1])["error"]["code"] == "not_running"
 
 
 @pytest.mark.parametrize(
