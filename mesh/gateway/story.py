@@ -14,8 +14,9 @@ from typing import Generic, LiteralString, Protocol
 from mesh.errors import Code, MeshError, StaleHopError
 from mesh.gateway.freshness import Freshness
 from mesh.gateway.keyring import Keyring
+from mesh.gateway.ongoing import Ongoing
 from mesh.gateway.ports import Exchange, ForwardedExchange, H, HopHead, Hops, P, Settled
-from mesh.gateway.running import Ongoing, Running
+from mesh.gateway.running import Running
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.decide import Deny, Permit, decide, decide_forwarded

@@ -28,7 +28,8 @@ from mesh.control.overdue import Overdue
 from mesh.control.records import decode_tenant
 from mesh.control.store import Range
 from mesh.errors import MeshError
-from mesh.gateway.running import CutError, Running
+from mesh.gateway.ongoing import CutError
+from mesh.gateway.running import Running
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook
 from mesh.policy.shards import Shard

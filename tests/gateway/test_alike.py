@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from manual_clock import ManualClock
 
 from mesh.errors import MeshError
-from mesh.gateway.running import CutError, Ongoing, Running
+from mesh.gateway.ongoing import CutError, Ongoing
+from mesh.gateway.running import Running
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook, Spans, TenantPolicy
 from mesh.policy.shards import shard_of

@@ -189,7 +189,7 @@ async def test_a_connection_that_was_dead_already_says_nothing_of_its_replica() 
     assert one.lease is not None
     assert other.lease is not None
     assert other.lease.message > one.lease.message
-    assert world.running._abandoned.keys() == {TENANT}
+    assert world.running._drains._abandoned.keys() == {TENANT}
 
 
 async def test_the_same_in_another_region() -> None:

@@ -234,11 +234,11 @@ class _DrainsTheFirst(RestingRunning):
     """Tells only of the oldest revision that it drains."""
 
     def tenant_changes(self, before: TenantPolicy, after: TenantPolicy | None) -> None:
-        known = self._draining.get(before.tenant)
+        known = self._drains.of.get(before.tenant)
         first = None if known is None else known.revision
         super().tenant_changes(before, after)
         if first is not None:
-            self._draining[before.tenant].revision = first
+            self._drains.of[before.tenant].revision = first
 
 
 class Drainlive(Parts):

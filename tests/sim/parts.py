@@ -157,7 +157,7 @@ class RestingRunning(Running):
 
     async def run(self) -> None:
         while True:
-            if not self._calls and not self._draining:
+            if not self._calls and not self._drains.of:
                 await self._wake.wait()
             try:
                 async with self._clock.timeout(_TICK_S):
