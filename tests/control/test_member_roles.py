@@ -37,7 +37,7 @@ async def test_a_gateway_writes_its_own_regions_members_and_an_admin_reads_all(t
         member = MemberId("m")
         for store, region in ((gateway, HOME), (other, ABROAD), (admin, HOME)):
             puts = [Put(at(region, member), b"x") for at in (layout.grant_key, layout.ack_key)]
-            assert (await store.txn([], [*puts, Range(*layout.HEADS)], timeout_s=5)).succeeded
+            assert (await store.txn([], [*puts, Range(*layout.HEADS)], timeout_s=30)).succeeded
         refused = [
             (gateway, [Put(layout.grant_key(ABROAD, member), b"x")]),
             (gateway, [Put(layout.ack_key(ABROAD, member), b"x")]),
@@ -52,8 +52,8 @@ async def test_a_gateway_writes_its_own_regions_members_and_an_admin_reads_all(t
         ]
         for store, ops in refused:
             with pytest.raises(StoreDeniedError):
-                await store.txn([], ops, timeout_s=5)
-        read = await admin.txn([], [Range(*layout.MEMBERS), Range("/mesh/policy/vn-1/0/t")], timeout_s=5)
+                await store.txn([], ops, timeout_s=30)
+        read = await admin.txn([], [Range(*layout.MEMBERS), Range("/mesh/policy/vn-1/0/t")], timeout_s=30)
         assert len(read.ranges[0].items) == 4
         assert read.cluster
         watch = admin.watch(*layout.ACKS, read.revision + 1)
@@ -64,8 +64,8 @@ async def test_a_gateway_writes_its_own_regions_members_and_an_admin_reads_all(t
         # As its own region's sweeper an admin deletes, comparing.
         key = layout.grant_key(HOME, member)
         at = next(item.mod_revision for item in read.ranges[0].items if item.key == key)
-        assert not (await admin.txn([Compare(key, at - 1)], [Delete(key)], timeout_s=5)).succeeded
-        assert (await admin.txn([Compare(key, at)], [Delete(key)], timeout_s=5)).succeeded
+        assert not (await admin.txn([Compare(key, at - 1)], [Delete(key)], timeout_s=30)).succeeded
+        assert (await admin.txn([Compare(key, at)], [Delete(key)], timeout_s=30)).succeeded
 
 
 class Gateway:
@@ -113,7 +113,7 @@ class World:
         self.group = group
         self.home, self.abroad = Gateway(lab, HOME), Gateway(lab, ABROAD)
 
-    async def start(self, *endpoints: str) -> None:
+    async def start(self, foreign_s: float, *endpoints: str) -> None:
         store = await self.lab.store(HOME, Role.ADMIN)
         self.changes = changes_in(store, HOME, self.lab.clock)
         members = Members(store, self.lab.clock, TaskGroupTasks)
@@ -121,7 +121,7 @@ class World:
         self.barrier = Barrier(store=store, region=HOME, members=members, trust=trust_in(), clock=self.lab.clock)
         made = await self.changes.create_tenant(bytes(16), BOTH, Transfer.WITHIN_ALLOWED)
         self.tenant = made.tenant.policy.tenant
-        await self.changes.set_authority(self.tenant, Spans(home_s=20.0, foreign_s=3.0))
+        await self.changes.set_authority(self.tenant, Spans(home_s=600.0, foreign_s=foreign_s))
         await self.home.start(self.group)
         await self.abroad.start(self.group, *endpoints)
         await eventually(lambda: min(self.home.left_s(self.tenant, VN), self.abroad.left_s(self.tenant, SG)) > 0)
@@ -132,13 +132,20 @@ class World:
 
 
 @asynccontextmanager
-async def world_on(lab: Lab, *endpoints: str) -> AsyncGenerator[World]:
+async def world_on(lab: Lab, *endpoints: str, foreign_s: float = 600.0) -> AsyncGenerator[World]:
+    """`foreign_s` is long, where none waits for its end: on a busy machine a renewal may take seconds."""
     async with asyncio.TaskGroup() as group:
         world = World(lab, group)
-        await world.start(*endpoints)
+        await world.start(foreign_s, *endpoints)
         yield world
         for task in (*world.home.tasks, *world.abroad.tasks, world.members_task):
             task.cancel()
+
+
+async def gone(world: World, gateway: Gateway) -> None:
+    """It leaves: its keys stay where the store does not answer in time."""
+    while gateway.region in {row.region for row in await world.barrier.status()}:
+        await gateway.membership.leave()
 
 
 async def test_rounds_of_a_pin_on_a_real_store(tmp_path: Path) -> None:
@@ -171,7 +178,7 @@ async def test_a_gateway_that_is_cut_off_has_lost_its_authority_when_a_pin_retur
     async with (
         running_etcd(tmp_path, (HOME, ABROAD)) as lab,
         Proxy(lab.etcd.port).running() as proxy,
-        world_on(lab, proxy.endpoint) as world,
+        world_on(lab, proxy.endpoint, foreign_s=8.0) as world,
     ):
         assert (await world.pin(VN))[-1].done
         await world.changes.set_allowed(world.tenant, BOTH)
@@ -198,9 +205,9 @@ async def test_a_gateway_that_is_cut_off_has_lost_its_authority_when_a_pin_retur
 
 
 async def test_without_a_quorum_a_wait_that_runs_ends_and_authority_runs_out(tmp_path: Path) -> None:
-    async with running_etcd(tmp_path, (HOME, ABROAD)) as lab, world_on(lab) as world:
+    async with running_etcd(tmp_path, (HOME, ABROAD)) as lab, world_on(lab, foreign_s=8.0) as world:
         world.abroad.kill()
-        await world.abroad.membership.leave()
+        await gone(world, world.abroad)
         silent = Gateway(lab, ABROAD)
         await silent.start(world.group)
         await eventually(lambda: silent.left_s(world.tenant, SG) > 0)
@@ -215,10 +222,10 @@ async def test_without_a_quorum_a_wait_that_runs_ends_and_authority_runs_out(tmp
         lab.etcd.start()
         renewals = world.home.membership.renewals
         await eventually(lambda: world.home.membership.renewals > renewals)
-        await world.changes.check()
-        states = [state async for state in world.barrier.wait(outcome)]
-        assert states[-1].done
-        assert states[-1].current
+        states: list[BarrierState] = []
+        while not states or not states[-1].current:  # it is asked for a second at most, and may be busy
+            states = [state async for state in world.barrier.wait(outcome)]
+            assert states[-1].done
         silent.kill()
 
 
@@ -235,10 +242,10 @@ async def test_members_that_left_were_attested_or_were_swept_are_gone(tmp_path: 
         world.abroad.kill()
         assert await there.attest(world.abroad.membership.member) == "gw1"
         assert [row.region for row in await world.barrier.status()] == [HOME]
-        await world.home.membership.leave()
+        await gone(world, world.home)
         assert await world.barrier.status() == ()
         assert world.home.left_s(world.tenant, VN) == 0
-        await admin.txn([], [Put(layout.grant_key(ABROAD, MemberId("dead")), b"")], timeout_s=5)
+        await admin.txn([], [Put(layout.grant_key(ABROAD, MemberId("dead")), b"")], timeout_s=30)
         sweeper = MemberSweeper(admin, ABROAD, 0.5, lab.clock)
         assert await sweeper.sweep() == 0
         while not await sweeper.sweep():
