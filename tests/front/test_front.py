@@ -19,7 +19,7 @@ from grpc_lab import opened as opened_grpc
 from ports import free_port
 
 from mesh.embedded.authority import make_pki
-from mesh.embedded.front import haproxy_binary, render_front
+from mesh.embedded.front import HELLO_S, haproxy_binary, render_front
 from mesh.http1 import Request, listen
 from mesh.policy.hostnames import label_of
 from mesh.settings import Address, Catalogue, Front, Gateway, Region
@@ -134,7 +134,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def running(pki: Path, folder: Path) -> AsyncGenerator[Lab]:
+async def running(pki: Path, folder: Path, hello_s: int = HELLO_S) -> AsyncGenerator[Lab]:
+    """`hello_s` is how long a client may take for its first message."""
     binary = haproxy_binary()
     assert binary is not None
     seen: list[tuple[str, str | None]] = []
@@ -156,6 +157,8 @@ async def running(pki: Path, folder: Path) -> AsyncGenerator[Lab]:
         )
         here = region(front, door.port, grpc_door.server.port)
         config = render_front(Catalogue(regions={VN: here}, models={}), here)
+        assert f"inspect-delay {HELLO_S}s" in config
+        config = config.replace(f"inspect-delay {HELLO_S}s", f"inspect-delay {hello_s}s")
         (folder / "front.cfg").write_text(config)
         process = subprocess.Popen([str(binary), "-db", "-f", str(folder / "front.cfg")], stderr=subprocess.DEVNULL)
         try:
@@ -210,7 +213,7 @@ async def test_what_is_no_tls_is_closed(pki: Path, tmp_path: Path) -> None:
 
 
 async def test_a_first_message_may_come_in_pieces_and_be_long(pki: Path, tmp_path: Path) -> None:
-    async with running(pki, tmp_path) as lab:
+    async with running(pki, tmp_path, hello_s=60) as lab:
         answer = b"\x16\x03\x03"  # a handshake record of the server
         hello = lab.hello(MINE)
         assert (await lab.raw(*(hello[at : at + 1] for at in range(len(hello))))).startswith(answer)
