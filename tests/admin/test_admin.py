@@ -117,7 +117,7 @@ class Desk:
 
     async def create(self, name: str, *allowed: str, transfer: str = "") -> pb.Tenant:
         return await self.stub.CreateTenant(
-            pb.CreateTenantRequest(name=name, allowed=allowed, transfer=transfer), timeout=10
+            pb.CreateTenantRequest(name=name, allowed=allowed, transfer=transfer), timeout=60
         )
 
 
@@ -296,8 +296,8 @@ async def test_with_the_store_away_nothing_is_begun(tmp_path: Path) -> None:
         desk.lab.etcd.kill()
         calls = [
             desk.create("globex", "VN"),
-            last(desk.stub.Pin(pb.PinRequest(tenant=acme.tenant, allowed=["VN", "SG"]), timeout=10)),
-            desk.stub.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant), timeout=10),
+            last(desk.stub.Pin(pb.PinRequest(tenant=acme.tenant, allowed=["VN", "SG"]), timeout=60)),
+            desk.stub.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant), timeout=60),
         ]
         for error in await asyncio.gather(*(refused(call) for call in calls)):
             assert error.code is Code.POLICY_STORE_UNAVAILABLE
@@ -544,7 +544,7 @@ async def test_the_program_starts_serves_and_ends_on_a_signal(tmp_path: Path) ->
             operator = tls.grpc_channel_credentials(settings.pki, None, Role.OPERATOR)
             async with channel_to(settings, operator) as channel:
                 stub = admin_pb2_grpc.AdminStub(channel)
-                made = await stub.CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN"]), timeout=10)
+                made = await stub.CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN"]), timeout=60)
                 assert made.revision == 1
             process.terminate()
             out, _ = await process.communicate()
@@ -643,7 +643,7 @@ async def another_admin(settings: Settings) -> AsyncGenerator[admin_pb2_grpc.Adm
 async def told(stub: admin_pb2_grpc.AdminStub) -> pb.ControlStatusResponse:
     """What an admin says of the store, once it has compared it with its ledger."""
     while True:
-        said = await stub.ControlStatus(pb.ControlStatusRequest(), timeout=10)
+        said = await stub.ControlStatus(pb.ControlStatusRequest(), timeout=60)
         if said.compared:
             return said
         await asyncio.sleep(0.05)

@@ -108,15 +108,15 @@ class Desk:
         await task
 
     async def find(self, home: RegionId, tenant: str) -> pb.Tenant:
-        return await self.stubs[home].FindTenant(pb.FindTenantRequest(tenant=tenant), timeout=10)
+        return await self.stubs[home].FindTenant(pb.FindTenantRequest(tenant=tenant), timeout=60)
 
     async def prepare(self, tenant: pb.Tenant, new: RegionId, name: str | None = None) -> pb.Tenant:
         request = pb.PrepareMoveRequest(tenant=tenant.tenant, home=tenant.home, name=name or tenant.name)
-        return await self.stubs[new].PrepareMove(request, timeout=10, wait_for_ready=True)
+        return await self.stubs[new].PrepareMove(request, timeout=60, wait_for_ready=True)
 
     async def leave(self, tenant: pb.Tenant, new: RegionId, op_id: str = "") -> pb.LeaveHomeResponse:
         request = pb.LeaveHomeRequest(tenant=tenant.tenant, new_home=new, op_id=op_id)
-        return await self.stubs[RegionId(tenant.home)].LeaveHome(request, timeout=10, wait_for_ready=True)
+        return await self.stubs[RegionId(tenant.home)].LeaveHome(request, timeout=60, wait_for_ready=True)
 
     async def finish(self, tenant: pb.Tenant, new: RegionId) -> pb.ShrinkProgress:
         call = self.stubs[new].FinishMove(pb.FinishMoveRequest(tenant=tenant.tenant), wait_for_ready=True)
@@ -176,6 +176,8 @@ async def test_a_tenant_moves_with_its_name_and_keys_and_a_gateway_never_stops_s
         a, b = desk.stubs[A], desk.stubs[B]
         acme = await a.CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN", "SG"]))
         key = await a.CreateKey(pb.CreateKeyRequest(tenant=acme.tenant))
+        # A busy machine may miss a renewal; what counts here is that a move takes no authority away.
+        [_ async for _ in a.SetAuthority(pb.SetAuthorityRequest(tenant=acme.tenant, foreign_ms=600_000))]
         book, authority = await desk.gateway(A, tasks)
         tenant = TenantId(acme.tenant)
         await eventually(lambda: book.key(key.key_id) is not None)
