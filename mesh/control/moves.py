@@ -202,7 +202,8 @@ class Moves:
         if at in mine and own is None:
             raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
         found = _tenant_in(theirs, old_home, tenant, self._trust)
-        if found is not None and found.left and found.chain[-1].new_home == self._home:
+        has_left = found is not None and found.left and found.chain[-1].new_home == self._home
+        if found is not None and has_left:
             # It has left already. What it has named is still here, or can be made again.
             record = _before_leaving(found)
             first = self._first(record, self._home)
@@ -220,12 +221,20 @@ class Moves:
         puts = list[tuple[TenantRecord | KeyRecord, int]]()
         if own != first:
             puts.append((first, mine[at].mod_revision if at in mine else 0))
-        for key_id, key in _keys_in(theirs, record, self._trust).items():
+        keys = _keys_in(theirs, record, self._trust)
+        for key_id, key in keys.items():
             key_at = layout.key_key(self._home, tenant, key_id)
             copy = replace(key, home=self._home, moves=first.policy.moves)
             known = key_record(mine[key_at], self._trust) if key_at in mine else None
             if known != copy:
                 puts.append((copy, mine[key_at].mod_revision if key_at in mine else 0))
+        if not has_left:
+            # A copy of an earlier time of what the old home does not have any more: a recovery has left it out.
+            for key_id, key in _keys_in(ours, first, self._trust).items():
+                if key_id not in keys and not key.key.revoked:
+                    ended, now_s = replace(key.key, revoked=True), int(self._clock.wall_s())
+                    revoked = replace(key, key=ended, revision=first.policy.revision, revoked_s=now_s)
+                    puts.append((revoked, mine[layout.key_key(self._home, tenant, key_id)].mod_revision))
         return first, puts
 
     def _first(self, record: TenantRecord, home: RegionId) -> TenantRecord:
@@ -268,13 +277,12 @@ def _before_leaving(word: TenantRecord) -> TenantRecord:
 
 
 def _is_ready(first: TenantRecord, theirs: RangeResult, record: TenantRecord, ours: RangeResult, trust: Trust) -> bool:
-    """Whether the new home has put the first record that follows from this one, and has all its keys."""
+    """Whether the new home has put the first record that follows from this one, and has its keys and no others."""
     if _tenant_in(theirs, first.policy.home, first.policy.tenant, trust) != first:
         return False
-    keys = _keys_in(theirs, first, trust)
-    return all(
-        (copy := keys.get(key_id)) is not None and copy.key == key.key
-        for key_id, key in _keys_in(ours, record, trust).items()
+    keys, own = _keys_in(theirs, first, trust), _keys_in(ours, record, trust)
+    return all((copy := keys.get(key_id)) is not None and copy.key == key.key for key_id, key in own.items()) and all(
+        key.key.revoked for key_id, key in keys.items() if key_id not in own
     )
 
 

@@ -227,6 +227,7 @@ class Recovery:
         """Publishes one tenant, if it is not, against whoever else may be at it."""
         published, tries, at = False, 0, layout.policy_key(self._home, tenant)
         while True:
+            words = await self._memory.last_words(at)  # before the store: of what is signed later it tells nothing
             items = await self._tenant(tenant)
             plan = self._plan(tenant, kept, items)
             if plan.unknown:
@@ -242,7 +243,7 @@ class Recovery:
             record = batch.get(at)
             if isinstance(record, TenantRecord) and not record.left:
                 # It has not left, so what would have said so never was made.
-                for number, _ in await self._memory.last_words(at):
+                for number, _ in words:
                     await self._memory.unmade(number)
             if await self._put(tenant, batch, items):
                 published = True

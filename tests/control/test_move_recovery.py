@@ -19,6 +19,7 @@ from mesh.control.history import StoreHistory
 from mesh.control.records import Fault, TenantRecord, decode_tenant
 from mesh.control.recovery import Recovered, Recovery
 from mesh.control.restored import Signed, restored_tenant
+from mesh.control.store import KeyValue
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import PolicyBook, TenantPolicy
 from mesh.policy.shards import shard_of
@@ -309,3 +310,56 @@ async def test_of_two_last_words_the_one_that_was_made_is_published_and_of_two_u
             found = restored_tenant([signed(*one) for one in pair], floor)
             assert found == (word if made else None)
     assert restored_tenant([signed(word, made=False), signed(word, made=False)], floor) == word
+
+
+async def test_a_key_that_a_recovery_left_out_does_not_come_back_by_a_move() -> None:
+    """The new home was ready before, and has a copy of a key of which the old one does not know that it was made."""
+    world, tenant = await begun()
+    number = world.ledgers[A].count
+    await world.admins[A].create_key(tenant, K2, "sha256$2")
+    await world.admins[B].moves.prepare(tenant, A)
+    world.ledgers[A].made_rows -= {number + 1, number + 2}
+    new = Epoch(MemoryStore(), world.ledgers, epoch=2)
+    left_out = [key_id for home in HOMES for key_id in (await new.recover(home)).keys_left_out]
+    assert left_out == [K2]
+    with pytest.raises(MeshError) as caught:
+        await new.admins[A].moves.leave(tenant, B)
+    assert caught.value.code is Code.MOVE_UNFINISHED
+    await moved(new, tenant)
+    policy, book, faults = await new.read(tenant)
+    assert policy is not None
+    assert (policy.home, faults) == (B, {})
+    assert {key.key_id: key.revoked for key in book.all_keys()} == {K1: False, K2: True}
+
+
+class _NoNotes(Notebook):
+    """A ledger whose notes of what was made come late."""
+
+    notes = True
+
+    async def made(self, numbers: Sequence[int]) -> None:
+        if self.notes:
+            await super().made(numbers)
+
+
+async def test_a_recovery_forgets_no_last_word_that_another_admin_of_the_home_signs_meanwhile() -> None:
+    """Two admins of one home, one of which recovers a tenant that the other has recovered and sends away by then."""
+    ledger = _NoNotes()
+    world, tenant = await begun(ledger)
+    new, other = (Epoch(world.store, world.ledgers, epoch=2) for _ in range(2))
+    read = new.recoveries[A]._tenant
+
+    async def slowly(tenant: TenantId) -> dict[str, KeyValue]:
+        found = await read(tenant)
+        new.recoveries[A]._tenant = read
+        await other.recover(A)
+        ledger.notes = False
+        await moved(other, tenant)
+        return found
+
+    new.recoveries[A]._tenant = slowly
+    with pytest.raises(MeshError) as caught:
+        await new.recover(A)
+    assert caught.value.code is Code.MOVE_UNFINISHED
+    assert (await new.recover(A)).done
+    assert list(ledger.moves.values()) == [True], "it stands in the store, and the home must not contradict itself"
