@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from manual_clock import ManualClock
-from member_lab import ABROAD, HOME, SG, VN, Gateway, World
+from member_lab import ABROAD, HOME, SG, VN, Gateway, World, drain
 from trust_lab import changes_in
 
 from mesh.control.changes import Changes, Outcome
@@ -208,6 +208,26 @@ async def test_a_home_that_is_ready_for_the_tenant_to_come_back_does_not_tell_of
         await world.clock.advance(0.5)
         assert told.state.superseded is superseded
         assert told.state.done is not superseded
+
+
+async def test_what_the_next_home_gives_back_while_the_last_gateway_drains_is_superseded() -> None:
+    """The watch of a wait tells of the record of the home that made the change, and that is not put any more."""
+    async with World().running() as world:
+        tenant, _home, abroad, _ = await begun(world)
+        old, new = world.changes, changes_in(world.store, NEARBY, world.clock)
+        pinned = await old.set_allowed(tenant, frozenset({VN}))
+        await new.moves.prepare(tenant, HOME)
+        await old.moves.leave(tenant, NEARBY)
+        await new.moves.finish(tenant)
+        abroad.draining[tenant] = drain(int(pinned.revision) + 9)
+        told = world.wait(pinned)
+        await world.clock.advance(0.1)
+        assert sorted(told.standings()) == ["acknowledged", "draining"]
+        await new.set_allowed(tenant, frozenset({SG, VN}))
+        abroad.draining.clear()
+        abroad.membership.changed()
+        await world.clock.advance(0.1)
+        assert (told.state.done, told.state.superseded) == (False, True)
 
 
 @pytest.mark.parametrize("store_answers", [False, True])
