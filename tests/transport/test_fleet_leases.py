@@ -213,6 +213,20 @@ async def test_what_was_not_said_is_not_heard(pki: Path) -> None:
         assert one.hub.replicas() == ()
 
 
+class Ahead(SystemClock):
+    """The host's clocks, which a test can set forward."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def now_s(self) -> float:
+        return super().now_s() + self.ahead_s
+
+    def instant(self) -> Instant:
+        now = super().instant()
+        return Instant(boot_s=now.boot_s + self.ahead_s, raw_s=now.raw_s + self.ahead_s, wall_s=now.wall_s)
+
+
 class Whole:
     """A replica as it runs in its process, with fake engines, under a hub."""
 
@@ -220,7 +234,8 @@ class Whole:
         self.engines: dict[str, FakeEngine] = {}
         log = Log("replica", "vn-1", io.StringIO(), models=("smollm2-135m", "minilm-l6-v2"), strict=True)
         place = find_place(lab_settings(pki, [one.address], pki), "vn-1", "all", None)
-        self.replica = Replica(place, self.make, SystemClock(), log)
+        self.clock = Ahead()
+        self.replica = Replica(place, self.make, self.clock, log)
         self.ready = asyncio.Event()
 
     def make(self, model: Model) -> FakeEngine:
@@ -239,12 +254,7 @@ async def test_work_ends_at_a_replica_and_the_gateway_knows(pki: Path, way: str)
         await one.joined()
         chat = whole.engines["smollm2-135m"]
         chat.gate = asyncio.Semaphore(1)
-        until = SystemClock().instant().boot_s + 6.0
-
-        def left_at(then: Instant) -> float:
-            return 300.0 if way == "fence" else until - then.boot_s
-
-        lease = one.hub.lease(whole.replica.id, T, left_at, PolicyNumber(0, 4))
+        lease = one.hub.lease(whole.replica.id, T, lambda _: 300.0, PolicyNumber(0, 4))
         assert lease is not None
         address = one.hub.replicas()[0].address
         async with calling(pki, address, lambda: lease.encode().decode()) as client:
@@ -253,7 +263,11 @@ async def test_work_ends_at_a_replica_and_the_gateway_knows(pki: Path, way: str)
             stream = frames(response)
             assert (await anext(stream)).kind is FrameKind.DATA
             assert chat.running
-            fenced = one.hub.fence(T, PolicyNumber(0, 5)) if way == "fence" else None
+            fenced = None
+            if way == "fence":
+                fenced = one.hub.fence(T, PolicyNumber(0, 5))
+            else:
+                whole.clock.ahead_s = 301.0
             last = [frame async for frame in stream][-1]
             assert last.kind is FrameKind.ERROR
             assert json.loads(last.payload)["code"] == "policy_stale"
