@@ -14,9 +14,10 @@ from trust_lab import trust_in
 
 from mesh.control import layout
 from mesh.control.barrier import Barrier, Standing
+from mesh.control.history import StoreHistory
 from mesh.control.members import Members
 from mesh.control.memberships import Ack, Grant, encode_ack, encode_grant
-from mesh.control.store import Delete, Put
+from mesh.control.store import Delete, Put, TxnResult
 from mesh.control.sweep import MemberSweeper
 from mesh.errors import Code, MeshError
 from mesh.policy.authority import wait_s
@@ -507,6 +508,28 @@ async def test_a_read_of_an_older_store_is_no_answer_though_it_has_the_change() 
         with pytest.raises(MeshError) as refused:
             await waiting
         assert refused.value.code is Code.INTERNAL_ERROR
+
+
+async def test_a_wait_sees_a_store_that_went_back_by_all_that_its_admin_has_seen() -> None:
+    """What was lost is of others: the change, its members and what they said are all there."""
+    async with World().running() as world:
+        tenant, _home, _abroad = await two(world)
+        outcome, history = await world.pin(tenant, VN), StoreHistory()
+        await world.clock.advance(0.1)
+        history.take(TxnResult(world.store.revision + 9, succeeded=True), history.seen())
+        barrier = Barrier(
+            store=world.admin,
+            region=HOME,
+            members=world.members,
+            trust=trust_in(),
+            clock=world.clock,
+            history=history,
+        )
+        with pytest.raises(MeshError) as refused:
+            async for _ in barrier.wait(outcome):
+                pass
+        assert refused.value.code is Code.INTERNAL_ERROR
+        assert history.went_back, "and nothing is changed by it any more"
 
 
 async def test_status_tells_how_far_each_member_is() -> None:

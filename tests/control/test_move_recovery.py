@@ -345,7 +345,7 @@ class _NoNotes(Notebook):
 async def test_a_recovery_forgets_no_last_word_that_another_admin_of_the_home_signs_meanwhile() -> None:
     """Two admins of one home, one of which recovers a tenant that the other has recovered and sends away by then."""
     ledger = _NoNotes()
-    world, tenant = await begun(ledger)
+    world, _ = await begun(ledger)
     new, other = (Epoch(world.store, world.ledgers, epoch=2) for _ in range(2))
     read = new.recoveries[A]._tenant
 
