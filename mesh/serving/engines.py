@@ -10,7 +10,8 @@ from mesh.errors import Code, MeshError
 from mesh.serving import loading
 from mesh.serving.embedding import EmbeddingEngine, LoadedEncoder
 from mesh.serving.engine import Engine
-from mesh.serving.slots import Loaded, SlotEngine
+from mesh.serving.slot_model import Loaded
+from mesh.serving.slots import SlotEngine
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.serving.weights import prepare
 from mesh.settings import Model

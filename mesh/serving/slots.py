@@ -12,66 +12,21 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedModel
 
 from mesh.errors import Code, MeshError
-from mesh.serving.engine import (
-    Alternative,
-    FinishReason,
-    Generation,
-    Sampling,
-    Stats,
-    Stay,
-    Stream,
-    TokenLogprob,
-)
-from mesh.serving.pace import Longest, Pace, timed
-from mesh.serving.sampling import Draw, check, choose, draw_of, log_probabilities
-from mesh.serving.slot_cache import SlotCache
-from mesh.serving.stopping import TextGate
+from mesh.serving.engine import Generation, Stats, Stay, Stream
+from mesh.serving.pace import Longest
+from mesh.serving.sampling import check, choose
+from mesh.serving.slot_model import Loaded, SlotModel
+from mesh.serving.slot_sequence import SlotSequence
 from mesh.serving.streams import EngineStream, Mailboxes
-from mesh.serving.tokenizers import Detokenizer, TextTokenizer
+from mesh.serving.tokenizers import TextTokenizer
 from mesh.types import ModelKind
 
 CHUNK = 256
 """Prompt tokens read in one step, at most: what a new prompt holds the running sequences up by."""
-SMALLEST_CHUNK = 32
-MOVED = 256
-"""Positions whose move is timed: few, for the memory that it takes, and enough to be measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model ready to run. `keep` is whatever must live as long as it, such as shared weights."""
-
-    model: PreTrainedModel
-    tokenizer: TextTokenizer
-    ends: frozenset[int]
-    keep: object = None
-
-
-@dataclass(eq=False, slots=True, repr=False)
-class _Running:
-    """One sequence inside the engine. `cached` positions of its row are written."""
-
-    prompt: list[int]
-    draw: Draw
-    max_tokens: int
-    top_logprobs: int | None
-    text: Detokenizer
-    gate: TextGate
-    stream: EngineStream
-    stay: Stay
-    row: int = -1
-    cached: int = 0
-    produced: int = 0
-    last: int = -1
-    cancelled: bool = False
-    # (where in the text the token begins, its log probabilities), until that text is let through
-    held: list[tuple[int, TokenLogprob]] = field(default_factory=list)
 
 
 class SlotEngine:
@@ -102,16 +57,15 @@ class SlotEngine:
         self._threads, self._chunk = threads, chunk
         # `_change` guards the three places where a sequence can be, and what is asked of the thread.
         self._change = threading.Condition()
-        self._waiting: deque[_Running] = deque()
-        self._reading: _Running | None = None
-        self._running: list[_Running] = []
+        self._waiting: deque[SlotSequence] = deque()
+        self._reading: SlotSequence | None = None
+        self._running: list[SlotSequence] = []
         self._stopping = False
         self._dead: str | None = None
         self._mailboxes = Mailboxes()
         self._started = threading.Event()
         self._thread: threading.Thread | None = None
-        self._loaded: Loaded | None = None
-        self._cache: SlotCache | None = None
+        self._model: SlotModel | None = None
         self._pieces: list[bytes] = []
         self._longest = Longest()
 
@@ -128,7 +82,7 @@ class SlotEngine:
     @property
     def tokenizer(self) -> TextTokenizer:
         """The model's; there is none before `start`."""
-        return self._model().tokenizer
+        return self._at_work().loaded.tokenizer
 
     def start(self) -> None:
         """Loads, computes one token, and measures its longest step.
@@ -136,9 +90,9 @@ class SlotEngine:
         Raises:
             MeshError: START_FAILED when that fails.
         """
-        self._loaded = self._load()
-        self._pieces = self._loaded.tokenizer.pieces()
-        self._cache = SlotCache(self._loaded.model, self._slots, self._context)
+        loaded = self._load()
+        self._pieces = loaded.tokenizer.pieces()
+        self._model = SlotModel(loaded, self._slots, self._context)
         self._thread = threading.Thread(target=self._run, name="slot-engine", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -157,22 +111,15 @@ class SlotEngine:
             MeshError: INVALID_PARAMETER and CONTEXT_LENGTH_EXCEEDED for what cannot be run, NO_CAPACITY,
                 REPLICA_FAILED.
         """
-        specials, vocabulary_size = self.tokenizer.specials, self.tokenizer.vocabulary_size
+        loaded = self._at_work().loaded
+        specials, vocabulary_size = loaded.tokenizer.specials, loaded.tokenizer.vocabulary_size
         for generation in generations:
             check(generation, context=self._context, vocabulary_size=vocabulary_size)
         mailbox = self._mailboxes.of_running_loop()
-        new: list[_Running] = []
+        new: list[SlotSequence] = []
         for generation in generations:
-            sampling = generation.sampling
-            sequence = _Running(
-                prompt=list(generation.prompt),
-                draw=draw_of(sampling),
-                max_tokens=sampling.max_tokens,
-                top_logprobs=sampling.top_logprobs,
-                text=Detokenizer(self._pieces, specials),
-                gate=TextGate(sampling.stop),
-                stream=EngineStream(mailbox),
-                stay=stay,
+            sequence = SlotSequence(
+                generation, stay, EngineStream(mailbox), pieces=self._pieces, specials=specials, ends=loaded.ends
             )
             sequence.stream.on_cancel(lambda sequence=sequence: self._cancel(sequence))
             new.append(sequence)
@@ -221,15 +168,15 @@ class SlotEngine:
 
     # Any thread.
 
-    def _model(self) -> Loaded:
-        if self._loaded is None:
+    def _at_work(self) -> SlotModel:
+        if self._model is None:
             raise MeshError(Code.REPLICA_FAILED, hint="The engine is not running.")
-        return self._loaded
+        return self._model
 
     def _taken(self) -> int:
         return len(self._running) + (self._reading is not None)
 
-    def _cancel(self, sequence: _Running) -> None:
+    def _cancel(self, sequence: SlotSequence) -> None:
         with self._change:
             sequence.cancelled = True
             waited = sequence in self._waiting
@@ -246,8 +193,8 @@ class SlotEngine:
         try:
             torch.set_num_threads(self._threads)
             with torch.inference_mode():
-                self._probe()
-                self._measure()
+                self._try_out()
+                self._chunk, self._longest.measured_s = self._at_work().measure(self._chunk)
                 self._started.set()
                 while self._has_work():
                     self._step()
@@ -267,75 +214,30 @@ class SlotEngine:
         """Fails every sequence and lets go of model, cache and prompts."""
         with self._change:
             self._dead = self._dead or fault
-            cache, running, reading = self._cache, self._running, self._reading
+            model, running, reading = self._model, self._running, self._reading
             left = [*running, *([reading] if reading else []), *self._waiting]
             self._running, self._reading = [], None
             self._waiting.clear()
-            self._cache = self._loaded = None
-        if cache is not None:
+            self._model = None
+        if model is not None:
             with contextlib.suppress(RuntimeError):  # a device that has failed cannot be wiped
                 for sequence in running:
-                    cache.wipe(sequence.row, sequence.cached)
+                    model.cache.wipe(sequence.row, sequence.cached)
                 if reading is not None:
-                    cache.wipe(self._slots, reading.cached)
+                    model.cache.wipe(model.reading_row, reading.cached)
         for sequence in left:
             sequence.prompt.clear()
             sequence.stay.left()
             sequence.stream.fail(Code.REPLICA_FAILED)
         self._mailboxes.post()
 
-    def _probe(self) -> None:
-        """One token in the reading row: raises when the model does not work at all, whatever the request."""
+    def _try_out(self) -> None:
+        """Raises when the model does not work at all, whatever the request."""
+        model = self._at_work()
         if self._reading is not None:  # it begins again
-            self._slot_cache().wipe(self._slots, self._reading.cached)
+            model.cache.wipe(model.reading_row, self._reading.cached)
             self._reading.cached = 0
-        logits = self._forward([[0]], self._slots, [0])
-        self._slot_cache().wipe(self._slots, 1)
-        if not bool(torch.isfinite(logits).all()):
-            raise ArithmeticError
-
-    def _measure(self) -> None:
-        """Finds the largest chunk that keeps a step short, and what a step may take, at the far end of the context.
-
-        The rows' other positions are not written: their memory is not taken before somebody needs it.
-        """
-        chunk = min(SMALLEST_CHUNK, self._chunk, self._context)
-        pace = self._time_chunk(chunk)
-        while chunk * 2 <= min(self._chunk, self._context) and pace.may_double():
-            chunk *= 2
-            pace = self._time_chunk(chunk)
-        self._chunk = chunk
-        again, decoding = self._time_chunk(chunk), self._time_decode()
-        self._longest.measured_s = max(min(pace.longest_s, again.longest_s), decoding.longest_s)
-
-    def _time_chunk(self, chunk: int) -> Pace:
-        """Reading a last chunk, and moving the whole row to where it goes on."""
-        cache = self._slot_cache()
-        reading = self._timed(lambda: self._forward([[0] * chunk], self._slots, [self._context - chunk]))
-        cache.wipe(self._slots, self._context, self._context - chunk)
-        moving = self._timed(lambda: cache.move(self._slots, 0, chunk))
-        cache.wipe(0, chunk)
-        return reading.plus(moving.times(self._context / chunk))
-
-    def _time_decode(self) -> Pace:
-        """One token for a sequence in every slot, chosen in the dearest way."""
-        cache = self._slot_cache()
-        draws = [draw_of(Sampling(max_tokens=1, top_p=0.9, seed=0)) for _ in range(self._slots)]
-        starts = [self._context - 1] * self._slots
-        pace = self._timed(lambda: choose(self._forward([[0]] * self._slots, 0, starts), draws))
-        for row in range(self._slots):
-            cache.wipe(row, self._context, self._context - 1)
-        return pace
-
-    def _timed(self, step: Callable[[], object]) -> Pace:
-        device = self._model().model.device
-
-        def to_its_end() -> None:
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        return timed(to_its_end, on_cpu=device.type == "cpu")
+        model.try_out()
 
     def _step(self) -> None:
         reading = self._next_to_read()
@@ -357,7 +259,7 @@ class SlotEngine:
                 self._leave(sequence)
                 sequence.stream.fail(Code.POLICY_STALE)
 
-    def _next_to_read(self) -> _Running | None:
+    def _next_to_read(self) -> SlotSequence | None:
         reading = self._reading
         if reading is not None and (reading.cancelled or not reading.stay.may_go_on()):
             self._stop_reading(reading, None if reading.cancelled else Code.POLICY_STALE)
@@ -370,9 +272,10 @@ class SlotEngine:
                 return reading
             self._stop_reading(reading, Code.POLICY_STALE)
 
-    def _stop_reading(self, sequence: _Running, code: Code | None) -> None:
+    def _stop_reading(self, sequence: SlotSequence, code: Code | None) -> None:
         """Wipes what was read of a prompt, and gives its place to the next."""
-        self._slot_cache().wipe(self._slots, sequence.cached)
+        model = self._at_work()
+        model.cache.wipe(model.reading_row, sequence.cached)
         with self._change:
             self._reading = None
         sequence.prompt.clear()
@@ -380,22 +283,22 @@ class SlotEngine:
         if code is not None:
             sequence.stream.fail(code)
 
-    def _read_on(self, sequence: _Running) -> None:
+    def _read_on(self, sequence: SlotSequence) -> None:
         """One chunk of its prompt; at the end of it the sequence joins the others with its first token."""
-        cache = self._slot_cache()
+        model = self._at_work()
         start = sequence.cached
         chunk = sequence.prompt[start : start + self._chunk]
         sequence.cached += len(chunk)
         try:
-            logits = self._forward([chunk], self._slots, [start])
-        except Exception:  # noqa: BLE001 - this prompt's fault, or the model's: the probe tells which
+            logits = model.forward([chunk], model.reading_row, [start])
+        except Exception:  # noqa: BLE001 - this prompt's fault, or the model's: trying it out tells which
             self._stop_reading(sequence, Code.REPLICA_FAILED)
-            self._probe()
+            self._try_out()
             return
         if sequence.cached < len(sequence.prompt):
             return
         sequence.row = len(self._running)
-        cache.move(self._slots, sequence.row, sequence.cached)  # not under the lock: it can take a while
+        model.cache.move(model.reading_row, sequence.row, sequence.cached)  # not under the lock: it can take a while
         with self._change:
             self._running.append(sequence)
             self._reading = None
@@ -409,16 +312,16 @@ class SlotEngine:
         for sequence in running:
             sequence.cached += 1
         try:
-            logits = self._forward([[sequence.last] for sequence in running], 0, starts)
+            logits = self._at_work().forward([[sequence.last] for sequence in running], 0, starts)
         except Exception:  # noqa: BLE001 - one of them, or the model: see `_read_on`
-            self._probe()
+            self._try_out()
             self._decode_singly(running, starts)
             return
         self._take_tokens(running, logits)
 
-    def _decode_singly(self, running: list[_Running], starts: list[int]) -> None:
+    def _decode_singly(self, running: list[SlotSequence], starts: list[int]) -> None:
         """The step that failed for all, one by one, so that only those fail that cannot be helped."""
-        survivors: list[_Running] = []
+        survivors: list[SlotSequence] = []
         rows: list[torch.Tensor] = []
         for sequence, start in zip(running, starts, strict=True):
             if not sequence.stay.may_go_on():
@@ -426,7 +329,7 @@ class SlotEngine:
                 sequence.cancelled = True
                 continue
             try:
-                rows.append(self._forward([[sequence.last]], sequence.row, [start]))
+                rows.append(self._at_work().forward([[sequence.last]], sequence.row, [start]))
                 survivors.append(sequence)
             except Exception:  # noqa: BLE001 - its own fault: the model has just been tried
                 sequence.stream.fail(Code.REPLICA_FAILED)
@@ -434,71 +337,22 @@ class SlotEngine:
         if survivors:
             self._take_tokens(survivors, torch.cat(rows))
 
-    def _forward(self, tokens: list[list[int]], first: int, starts: list[int]) -> torch.Tensor:
-        """Runs rows from `first` on, each with its tokens from its start; returns the last logits, fp32."""
-        model, cache = self._model().model, self._slot_cache()
-        count = len(tokens[0])
-        positions = torch.tensor(starts, device=model.device).unsqueeze(1) + torch.arange(count, device=model.device)
-        length = max(starts) + count
-        cache.aim(first, positions, length)
-        # A 4-dimensional mask is used as it is: each token sees its own row, up to itself.
-        mask = torch.arange(length, device=model.device)[None, None, None] <= positions[:, None, :, None]
-        output = model(
-            input_ids=torch.tensor(tokens, device=model.device),
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
-
-    def _take_tokens(self, sequences: list[_Running], logits: torch.Tensor) -> None:
+    def _take_tokens(self, sequences: list[SlotSequence], logits: torch.Tensor) -> None:
         chosen = choose(logits, [sequence.draw for sequence in sequences])
         for number, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
             if token is None:  # NaN: no way to go on, and it is this row's alone
                 self._leave(sequence)
                 sequence.stream.fail(Code.REPLICA_FAILED)
-                self._probe()
-            else:
-                self._take(sequence, token, logits[number])
+                self._try_out()
+                continue
+            finish = sequence.take(token, logits[number])
+            if finish is not None:
+                self._leave(sequence)  # first: whoever reads the last delta finds the slot free
+            sequence.hand_on(finish)
 
-    def _take(self, sequence: _Running, token: int, logits: torch.Tensor) -> None:
-        """Adds a token to its sequence and hands on what may be shown."""
-        sequence.last = token
-        sequence.produced += 1
-        gate = sequence.gate
-        finish: FinishReason | None = None
-        if token in self._model().ends:
-            text = gate.push(sequence.text.flush()) + gate.flush()
-            finish = FinishReason.STOP
-        else:
-            if sequence.top_logprobs is not None:
-                sequence.held.append((gate.seen, self._logprob(logits, token, sequence.top_logprobs)))
-            text = gate.push(sequence.text.step(token))
-            if not gate.stopped and sequence.produced >= sequence.max_tokens:
-                text += gate.push(sequence.text.flush()) + gate.flush()
-                finish = FinishReason.LENGTH
-            if gate.stopped:
-                finish = FinishReason.STOP
-        whole = finish is not None and not gate.stopped
-        shown = [logprob for start, logprob in sequence.held if whole or start < gate.released]
-        del sequence.held[: len(shown)]
-        if finish is not None:
-            self._leave(sequence)  # first: whoever reads the last delta finds the slot free
-        sequence.stream.put(text, sequence.produced, shown, finish)
-
-    def _logprob(self, logits: torch.Tensor, token: int, alternatives: int) -> TokenLogprob:
-        own, top = log_probabilities(logits, token, alternatives)
-        return TokenLogprob(self._alternative(token, own), tuple(self._alternative(*one) for one in top))
-
-    def _alternative(self, token: int, logprob: float) -> Alternative:
-        piece = self._pieces[token]
-        return Alternative(piece.decode("utf-8", errors="replace"), piece, logprob)
-
-    def _leave(self, sequence: _Running) -> None:
+    def _leave(self, sequence: SlotSequence) -> None:
         """Wipes its row; the last row takes its place, so that there is no gap."""
-        cache = self._slot_cache()
+        cache = self._at_work().cache
         cache.wipe(sequence.row, sequence.cached)
         last = self._running[-1]
         if last is not sequence:
@@ -509,8 +363,3 @@ class SlotEngine:
                 last.row = sequence.row
                 self._running[last.row] = last
         sequence.stay.left()
-
-    def _slot_cache(self) -> SlotCache:
-        if self._cache is None:
-            raise MeshError(Code.REPLICA_FAILED)
-        return self._cache

@@ -17,6 +17,7 @@ from mesh.errors import Code, MeshError
 from mesh.serving.embedding import EmbeddingEngine, LoadedEncoder
 from mesh.serving.engine import UNBOUNDED
 from mesh.serving.pace import HALVES_IN_S, Longest, Pace, timed
+from mesh.serving.slot_model import SlotModel
 from mesh.serving.slots import SlotEngine
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.serving.weights import prepare
@@ -79,8 +80,8 @@ async def test_a_running_sequence_leaves_before_its_next_step(engine: SlotEngine
     assert [delta async for delta in on][-1].tokens == 30
     await gone(other)
     assert await settled(engine) == (0, 0)
-    assert engine._cache is not None
-    assert not engine._cache.keys.any()
+    assert engine._model is not None
+    assert not engine._model.cache.keys.any()
 
 
 async def test_a_prompt_is_not_read_on(engine: SlotEngine) -> None:
@@ -89,8 +90,8 @@ async def test_a_prompt_is_not_read_on(engine: SlotEngine) -> None:
     assert (await failure(stream)).code is Code.POLICY_STALE
     await gone(stay)
     assert await settled(engine) == (0, 0)
-    assert engine._cache is not None
-    assert not engine._cache.keys.any()
+    assert engine._model is not None
+    assert not engine._model.cache.keys.any()
 
 
 async def test_what_waits_never_gets_a_slot(engine: SlotEngine) -> None:
@@ -130,9 +131,9 @@ async def test_every_place_is_given_back_once(engine: SlotEngine, when: str) -> 
 
 def test_the_longest_step_is_measured_and_leaves_nothing_behind(engine: SlotEngine) -> None:
     assert 0 < engine.longest_step_s < 30
-    assert engine._cache is not None
-    assert not engine._cache.keys.any()
-    assert not engine._cache.values.any()
+    assert engine._model is not None
+    assert not engine._model.cache.keys.any()
+    assert not engine._model.cache.values.any()
 
 
 def test_a_chunk_is_as_small_as_a_step_must_be_short(smollm2: Path) -> None:
@@ -140,15 +141,24 @@ def test_a_chunk_is_as_small_as_a_step_must_be_short(smollm2: Path) -> None:
 
     How busy the machine was is no reason for small chunks; what steps really took comes off the deadlines.
     """
-    fast, slow = faulty(smollm2, Scripted), faulty(smollm2, Scripted)
-    for engine, second_per_token in ((fast, 0.0), (slow, 0.004)):
-        engine._chunk = 256
-        engine._time_chunk = lambda chunk, each=second_per_token: Pace(chunk * each)  # type: ignore[method-assign]
-        engine.start()
-        engine.stop()
-    assert fast._chunk == 256
-    assert slow._chunk == 32  # 2 x 64 tokens x 4 ms would be more than half a second
-    assert slow.longest_step_s >= 2 * 32 * 0.004
+
+    class Timed(SlotModel):
+        second_per_token = 0.0
+
+        def time_chunk(self, chunk: int) -> Pace:
+            return Pace(chunk * self.second_per_token)
+
+    model = Timed(faulty(smollm2, Scripted)._load(), 3, 4096)
+    with torch.inference_mode():
+        assert model.measure(256)[0] == 256
+        model.second_per_token = 0.004
+        chunk, longest_s = model.measure(256)
+    assert chunk == 32  # 2 x 64 tokens x 4 ms would be more than half a second
+    assert longest_s >= 2 * 32 * 0.004
+    small = SlotEngine(faulty(smollm2, Scripted)._load, context=8, slots=1, queue_limit=1, threads=1)
+    small.start()
+    assert small._chunk == 8
+    small.stop()
 
 
 async def test_a_lease_ends_a_stream_of_the_real_engine_and_frees_its_slot(engine: SlotEngine) -> None:

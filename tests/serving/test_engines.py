@@ -16,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 from mesh.errors import Code, MeshError
 from mesh.serving.engine import UNBOUNDED, Engine, Generation, Sampling
 from mesh.serving.engines import make_engine
-from mesh.serving.slots import Loaded, SlotEngine
+from mesh.serving.slot_model import Loaded
+from mesh.serving.slots import SlotEngine
 from mesh.serving.streams import EngineStream
 from mesh.serving.tokenizers import TextTokenizer
 from mesh.serving.weights import prepare
@@ -70,21 +71,21 @@ class TestSlotEngine(GenerationContract):
         streams = engine.submit([Generation(prompt, Sampling(max_tokens=5)) for prompt in prompts], UNBOUNDED)
         cancelled, *_ = engine.submit([Generation(prompts[1], Sampling(max_tokens=300))], UNBOUNDED)
         await anext(aiter(cancelled))
-        assert engine._cache is not None
-        assert engine._cache.keys.any()
+        assert engine._model is not None
+        assert engine._model.cache.keys.any()
         cancelled.cancel()
         for stream in streams:
             await read(stream)
         assert await settled(engine) == (0, 0)
-        assert not engine._cache.keys.any()
-        assert not engine._cache.values.any()
+        assert not engine._model.cache.keys.any()
+        assert not engine._model.cache.values.any()
 
     async def test_engines_of_the_same_weights_share_them(self, engine: SlotEngine, models_dir: Path) -> None:
         other = make_engine(chat_model("smollm2-135m-sg"), models_dir, "cpu", 1)
         assert isinstance(other, SlotEngine)
         other.start()
         try:
-            tables = [dict(one._model().model.named_parameters()) for one in (engine, other)]
+            tables = [dict(one._at_work().loaded.model.named_parameters()) for one in (engine, other)]
             assert all(tables[0][name].data_ptr() == tables[1][name].data_ptr() for name in tables[0])
             prompt = self.ask(engine, "Who wrote Hamlet?")
             sampling = Sampling(max_tokens=8, temperature=0)
@@ -190,8 +191,8 @@ async def test_a_fault_in_a_prompt_ends_that_request_only(broken: SlotEngine, po
     assert ((await read(before)).tokens, (await read(after)).tokens) == (4, 4)
     assert await settled(broken) == (0, 0)
     assert broken.dead() is None
-    assert broken._cache is not None
-    assert not broken._cache.keys.any()
+    assert broken._model is not None
+    assert not broken._model.cache.keys.any()
 
 
 @pytest.mark.parametrize("poison", [RAISES, NOT_A_NUMBER])
@@ -208,8 +209,8 @@ async def test_a_fault_while_generating_ends_that_sequence_only(broken: SlotEngi
 
     assert (first.text, third.text, fourth.text) == (says(201, 230), says(301, 330), says(401, 405))
     assert await settled(broken) == (0, 0)
-    assert broken._cache is not None
-    assert not broken._cache.keys.any()
+    assert broken._model is not None
+    assert not broken._model.cache.keys.any()
 
 
 async def test_a_model_that_no_longer_works_is_said_to_be_dead(
@@ -259,8 +260,8 @@ async def test_cancelling_while_a_prompt_is_read_frees_and_wipes(broken: SlotEng
     reading.cancel()
     assert (await read(waiting)).tokens == 1
     assert await settled(broken) == (0, 0)
-    assert broken._cache is not None
-    assert not broken._cache.keys.any()
+    assert broken._model is not None
+    assert not broken._model.cache.keys.any()
 
 
 async def test_stopping_ends_every_sequence(smollm2: Path) -> None:
