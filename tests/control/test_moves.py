@@ -293,3 +293,26 @@ def decode(home: RegionId, value: bytes) -> TenantRecord:
     at = layout.parse(layout.policy_key(home, TenantId(wire.tenant)))
     assert isinstance(at, layout.PolicyKey)
     return decode_tenant(at, value, trust_in())
+
+
+@pytest.mark.parametrize("ready", [False, True])
+async def test_a_home_that_is_asked_late_to_make_ready_does_not_take_its_last_word_back(ready: bool) -> None:
+    """The question is of an earlier move; since then the tenant was pinned there, and has moved on."""
+    homes, store = in_memory()
+    await homes.begin()
+    b, tenant = homes.admins[B], homes.tenant
+    await homes.move(A, B)
+    pinned = (await b.set_allowed(tenant, frozenset({VN}))).tenant.policy.allowed
+    await homes.admins[C].moves.prepare(tenant, B)
+    await b.moves.leave(tenant, C)
+    if ready:  # to come back
+        await homes.admins[C].set_allowed(tenant, BOTH)
+        await b.moves.prepare(tenant, C)
+        pinned = BOTH
+    stood = store.revision
+    assert (await refused(b.moves.prepare(tenant, A))).code is Code.TENANT_NOT_FOUND
+    assert store.revision == stood, "nothing is put"
+    policy = (await homes.book()).tenant(tenant)
+    assert policy is not None
+    assert (policy.home, policy.moves, policy.allowed) == (C, 2, pinned)
+    assert await b.tenants() == ()
