@@ -193,8 +193,9 @@ def set_tenant(
             return RegionId(found.home), "SetTransfer", terms
         request = SetAuthorityRequest(
             tenant=found.tenant,
-            home_ms=0 if home_s is None else int(home_s * 1000),
-            foreign_ms=0 if foreign_s is None else int(foreign_s * 1000),
+            # 0 leaves a value as it is; somebody who writes it is told that it is too short.
+            home_ms=0 if home_s is None else max(1, int(home_s * 1000)),
+            foreign_ms=0 if foreign_s is None else max(1, int(foreign_s * 1000)),
             patience=patience,
         )
         return RegionId(found.home), "SetAuthority", request

@@ -89,6 +89,12 @@ def test_authority_in_words(mesh: World, text: str, home_ms: int, foreign_ms: in
     assert (request.home_ms, request.foreign_ms) == (home_ms, foreign_ms)
 
 
+def test_an_authority_of_nothing_is_asked_for_and_not_left_out(mesh: World) -> None:
+    assert run(["tenant", "set", "acme", "--authority", "home=0s"], mesh.here) == 0  # the admin refuses it
+    (asked,) = [request for name, request in mesh.admins["vn-1"].calls if name == "SetAuthority"]
+    assert (asked.home_ms, asked.foreign_ms) == (1, 0), "0 leaves a value as it is"
+
+
 def test_a_slow_revocation_is_warned_of(mesh: World, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["tenant", "set", "acme", "--authority", "home=15m"], mesh.here) == 0
     assert "900 s" in capfd.readouterr().err
