@@ -209,9 +209,6 @@ class Moves:
             first = self._first(record, self._home)
             if own is not None and not own.left and (not own.is_first or chained(own, found.chain)):
                 return own, []
-            if own is not None and own.policy.moves > first.policy.moves:
-                # Whoever asks is late: the tenant came, and has moved on. What says so is never put over.
-                raise MeshError(Code.TENANT_NOT_FOUND, param="tenant")
             if chained(first, found.chain) is None:
                 raise MeshError(Code.INTERNAL_ERROR, hint="What the old home has named cannot be made again.")
         else:
@@ -221,6 +218,9 @@ class Moves:
             if own is not None and not own.left and not own.is_first:
                 raise MeshError(Code.INTERNAL_ERROR, hint="Two homes have a record of the tenant that counts.")
             first = self._first(record, self._home)
+        if own is not None and own.policy.moves > first.policy.moves:
+            # Whoever asks is late: the tenant came, and has moved on. What says so is never put over.
+            raise MeshError(Code.TENANT_NOT_FOUND, param="tenant")
         puts = list[tuple[TenantRecord | KeyRecord, int]]()
         if own != first:
             puts.append((first, mine[at].mod_revision if at in mine else 0))
