@@ -165,7 +165,7 @@ async def test_reading_is_held_while_nobody_reads(door) -> None:
             before = written
             await asyncio.sleep(0.1)
         assert written < 65_536_000
-        assert response._connection._held_bytes < 1_000_000
+        assert response._connection._answer.held_bytes < 1_000_000
         assert len(await whole(response)) == 65_536_000
         assert opened.server.connections == 1
         pool.close()
@@ -320,7 +320,7 @@ async def test_a_connection_that_held_a_whole_answer_is_used_again(door) -> None
         for _ in range(2):
             async with asyncio.timeout(30):
                 response = await call(pool, opened.server.port)
-                while not response._connection._complete:
+                while not response._connection._answer.complete:
                     await asyncio.sleep(0)
                 assert len(await whole(response)) == 262_144
         assert pool._idle
@@ -342,7 +342,7 @@ async def test_bytes_after_a_held_answer_end_a_connection() -> None:
         pool = Pool(None)
         response = await call(pool, port)
         connection = response._connection
-        while not connection._complete:
+        while not connection._answer.complete:
             await asyncio.sleep(0)
         go.set()
         while not connection.unread_bytes:
