@@ -316,3 +316,25 @@ async def test_a_home_that_is_asked_late_to_make_ready_does_not_take_its_last_wo
     assert policy is not None
     assert (policy.home, policy.moves, policy.allowed) == (C, 2, pinned)
     assert await b.tenants() == ()
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+async def test_a_home_that_is_asked_again_to_make_ready_keeps_what_it_has_changed_since(replayed: bool) -> None:
+    """Also where somebody has put the old home's record, as it was before the move, over its last word."""
+    homes, store = in_memory()
+    await homes.begin()
+    b, tenant, at = homes.admins[B], homes.tenant, layout.policy_key(A, homes.tenant)
+    old = store.value(at)
+    assert old is not None
+    await homes.move(A, B)
+    await b.set_allowed(tenant, frozenset({SG}))
+    await b.revoke_key(K1)
+    if replayed:
+        await store.txn((), [Put(at, old.value)], timeout_s=1)
+    stood, record = store.revision, await b.tenant(tenant)
+    if replayed:
+        assert (await refused(b.moves.prepare(tenant, A))).code is Code.INTERNAL_ERROR
+    else:
+        assert await b.moves.prepare(tenant, A) == record
+    assert store.revision == stood, "nothing is put"
+    assert await b.tenant(tenant) == record
