@@ -26,6 +26,7 @@ from border.relay import Forge, Relay
 from gateway.world import JURISDICTION, SECRET, SITES, CountingHasher, ManualClock
 from leaks.parts import CONNECT_S, Parts
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from waiting import eventually
 
 from mesh import tls
 from mesh.content.frames import CONTENT_TYPE, FrameKind, encode
@@ -301,7 +302,7 @@ class SmallMesh:
                 here.watched[there.region] = [Address(host, there.internal)]
 
     async def exchange_loads(self) -> None:
-        """Each country follows the load of the two others, until it knows it."""
+        """Each country follows the load of the two others, until it has known it."""
         watches = [
             BorderWatch(
                 peers=gateway.watched,
@@ -312,9 +313,14 @@ class SmallMesh:
             for gateway in self.countries.values()
         ]
         running = [asyncio.create_task(watch.run()) for watch in watches]
-        async with asyncio.timeout(60):
-            while any(len(watch.loads()) < len(REGIONS) - 1 for watch in watches):
-                await asyncio.sleep(0.01)
+        known: list[set[RegionId]] = [set() for _ in watches]
+
+        def all_known() -> bool:
+            for watch, regions in zip(watches, known, strict=True):
+                regions.update(watch.loads())
+            return all(len(regions) == len(REGIONS) - 1 for regions in known)
+
+        await eventually(all_known)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

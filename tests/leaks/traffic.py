@@ -138,7 +138,7 @@ class Traffic:
         ).SerializeToString()
         call = channel.unary_unary("/mesh.v1.Inference/Chat")
         try:
-            raw = await call(message, metadata=(("authorization", f"Bearer {self.acme.key.text}"),), timeout=60)
+            raw = await call(message, metadata=(("authorization", f"Bearer {self.acme.key.text}"),), timeout=250)
             code = "OK"
         except grpc.aio.AioRpcError as error:
             code = error.code().name
@@ -208,7 +208,7 @@ async def _post(port: int, path: str, key: str, body: bytes, *, wait: bool = Fal
     lines = [f"POST {path} HTTP/1.1", "host: door.test", "content-type: application/json", "connection: close"]
     lines += [f"authorization: Bearer {key}", f"content-length: {len(body)}"]
     lines += ["expect: 100-continue"] if wait else []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(250):
         reader, writer = await asyncio.open_connection(HERE, port, limit=1 << 20)
         try:
             writer.write("\r\n".join([*lines, "", ""]).encode() + (b"" if wait else body))
