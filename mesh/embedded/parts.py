@@ -113,12 +113,17 @@ async def keep(part: Part, attempt: Callable[[], Awaitable[str]]) -> None:
         await asyncio.sleep(pause_s)
 
 
+async def at_once() -> None:
+    """What need not be waited for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """A program to keep running.
 
     Attributes:
         check: Waits until it works; it may ask again and again, and is cancelled when the program ends.
+        may_start: Waits, before each start, until it may be.
     """
 
     part: Part
@@ -126,11 +131,13 @@ class Program:
     environ: Mapping[str, str]
     folder: Path
     check: Callable[[], Awaitable[None]]
+    may_start: Callable[[], Awaitable[None]] = at_once
 
     async def run(self, children: Children, roll: Roll) -> None:
         """Keeps it running; ends it when cancelled."""
 
         async def attempt() -> str:
+            await self.may_start()
             child = children.start(self.argv, self.environ, self.part.log, folder=self.folder)
             roll.lead(child.process, self.part.name)
             self.part.pid = child.process.pid

@@ -27,7 +27,8 @@ from mesh.embedded.environment import part_environment, ray_environment, threads
 from mesh.embedded.etcd_server import etcd_command
 from mesh.embedded.front import render_front
 from mesh.embedded.home import Home, write_private
-from mesh.embedded.parts import Part, Program, bound_logs, keep, stop, watched
+from mesh.embedded.older_store import OlderStore
+from mesh.embedded.parts import Part, Program, at_once, bound_logs, keep, stop, watched
 from mesh.embedded.processes import Owned, Process, Roll, end_all, write_record
 from mesh.embedded.ray_cluster import RayCluster
 from mesh.embedded.samples import make_samples
@@ -143,10 +144,16 @@ class _Mesh:
 
     def works(self) -> Mapping[str, Coroutine[object, object, None]]:
         """What runs side by side."""
+        older = OlderStore(self.watcher.view)
+
+        async def until_not_older() -> None:
+            await _until(older.is_excluded)
+
         works = {"look": self.look(), "etcd": self.etcd(), "weights": self.convert()}
         for region, gateway in all_gateways(self.plan.settings):
             name = gateway_part(region, gateway)
-            works[name] = self.serve(name, self.gateway_command(region, gateway), self.until_gateway(region, gateway))
+            command, check = self.gateway_command(region, gateway), self.until_gateway(region, gateway)
+            works[name] = self.serve(name, command, check, until_not_older)
         for i, region in enumerate(self.plan.settings.regions.values()):
             if region.front is not None and self.plan.haproxy is not None:
                 works[front_part(region.id)] = self.front(self.plan.haproxy, region, region.front)
@@ -211,9 +218,15 @@ class _Mesh:
 
         await keep(part, attempt)
 
-    async def serve(self, name: str, argv: list[str], check: Callable[[], Coroutine[object, object, None]]) -> None:
+    async def serve(
+        self,
+        name: str,
+        argv: list[str],
+        check: Callable[[], Coroutine[object, object, None]],
+        may_start: Callable[[], Awaitable[None]] = at_once,
+    ) -> None:
         """A gateway or an admin, once the store knows its users."""
-        program = self.program(name, argv, check)
+        program = replace(self.program(name, argv, check), may_start=may_start)
         await self.part("etcd").settled.wait()
         await program.run(self.children, self.roll)
 
@@ -298,6 +311,8 @@ class _Mesh:
                     if not samples and _recovering(view):
                         self.say({"progress": "the control store went back in time: run 'mesh control recover'"})
                         samples = True  # they are there again after it
+                    if samples and any(said is not None and said.went_back for said in view.control.values()):
+                        break  # until then no gateway is started
                     compared = all(said is not None and said.compared for said in view.control.values())
                     if not samples and compared and self.parts["etcd"].settled.is_set() and all(view.admins.values()):
                         samples = await self.samples()
@@ -439,7 +454,8 @@ class _Mesh:
 
 def _recovering(view: View) -> bool:
     """Whether the control store waits for its recovery: nothing can be made in it."""
-    return any(said is not None and (said.went_back or not said.published) for said in view.control.values())
+    known = [said for said in view.control.values() if said is not None and said.compared]
+    return any(said.went_back or not said.published for said in known)
 
 
 async def _until(holds: Callable[[], Awaitable[bool]]) -> None:
