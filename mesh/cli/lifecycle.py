@@ -67,8 +67,11 @@ def up(
         console.print(f"[dim]·[/] {escape(text)}")
 
     def ready(status: Status) -> None:
+        control = status.get("control")
         if as_json:
             print_json(status)
+        elif isinstance(control, dict) and cast("Row", control)["went_back"]:
+            people().print(picture(status))  # it serves nobody, and says what to do
         else:
             _welcome(status, here.home)
             if not detach:

@@ -244,6 +244,17 @@ def test_up_shows_what_to_paste(mesh: World, tmp_path: Path, capfd: pytest.Captu
         assert text in shown
 
 
+def test_up_does_not_say_ready_of_a_mesh_that_waits_for_its_recovery(
+    mesh: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    back = {"state": "starting", "reasons": ["run 'mesh control recover'"], "control": {"went_back": True}}
+    mesh.supervisor.found = {**mesh.supervisor.found, **back}
+    assert run(["up", "--detach"], mesh.here) == 0
+    shown = capfd.readouterr().out
+    assert "is ready" not in shown
+    assert "mesh control recover" in shown
+
+
 def test_region_and_model_lists_need_no_mesh(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     nothing = Here(dict(os.environ), tmp_path, Fixed(None))
     assert run(["region", "list", "--json"], nothing) == 0
