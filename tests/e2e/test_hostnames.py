@@ -115,7 +115,7 @@ def test_grpc_by_the_tenants_name(named: Mesh, acme: Names) -> None:
         assert answer.usage.completion_tokens > 0
     with called(Names(named, "globex").host(VN)) as channel, pytest.raises(grpc.RpcError) as refused:
         InferenceStub(channel).Chat(request, metadata=metadata, timeout=120)
-    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # pyright: ignore[reportAttributeAccessIssue]
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_another_tenants_name_is_refused_and_the_connection_closed(
