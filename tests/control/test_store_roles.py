@@ -29,26 +29,26 @@ VN = frozenset({Jurisdiction("VN")})
 async def test_a_transaction_runs_one_branch_at_one_revision(tmp_path: Path) -> None:
     async with running_etcd(tmp_path) as lab:
         store = await lab.root()
-        made = await store.txn([Compare("/a", 0)], [Put("/a", b"1"), Range("/a")], timeout_s=5)
+        made = await store.txn([Compare("/a", 0)], [Put("/a", b"1"), Range("/a")], timeout_s=30)
         assert made.succeeded
         (seen,) = made.ranges
         assert (seen.items[0].value, seen.items[0].version, seen.items[0].mod_revision) == (b"1", 1, made.revision)
-        again = await store.txn([Compare("/a", 0)], [Put("/a", b"2")], [Range("/a")], timeout_s=5)
+        again = await store.txn([Compare("/a", 0)], [Put("/a", b"2")], [Range("/a")], timeout_s=30)
         assert not again.succeeded
         assert again.ranges[0].items[0].value == b"1"
         for name in "bcd":
-            await store.txn([], [Put(f"/p/{name}", name.encode())], timeout_s=5)
-        page = await store.range(Range("/p/", "/p0", limit=2), timeout_s=5)
+            await store.txn([], [Put(f"/p/{name}", name.encode())], timeout_s=30)
+        page = await store.range(Range("/p/", "/p0", limit=2), timeout_s=30)
         assert page.more
         assert [item.key for item in page.items] == ["/p/b", "/p/c"]
-        await store.txn([], [Delete("/p/", "/p0")], timeout_s=5)
-        assert (await store.range(Range("/p/", "/p0"), timeout_s=5)).items == ()
-        old = await store.range(Range("/p/", "/p0", revision=page.revision), timeout_s=5)
+        await store.txn([], [Delete("/p/", "/p0")], timeout_s=30)
+        assert (await store.range(Range("/p/", "/p0"), timeout_s=30)).items == ()
+        old = await store.range(Range("/p/", "/p0", revision=page.revision), timeout_s=30)
         assert len(old.items) == 3
-        await store.compact(page.revision + 1, timeout_s=5)
+        await store.compact(page.revision + 1, timeout_s=30)
         with pytest.raises(CompactedError):
-            await store.range(Range("/p/", "/p0", revision=page.revision), timeout_s=5)
-        (status,) = await store.status(timeout_s=5)
+            await store.range(Range("/p/", "/p0", revision=page.revision), timeout_s=30)
+        (status,) = await store.status(timeout_s=30)
         assert status is not None
         assert status.has_leader
 
@@ -82,14 +82,14 @@ async def test_each_certificate_may_write_only_what_is_its_own(tmp_path: Path) -
             (replica, "/mesh/grant/vn-1/u"),
         ]
         for store, key in allowed:
-            assert (await store.txn([], [Put(key, b"x")], timeout_s=5)).succeeded, key
+            assert (await store.txn([], [Put(key, b"x")], timeout_s=30)).succeeded, key
         for store, key in refused:
             with pytest.raises(StoreDeniedError):
-                await store.txn([], [Put(key, b"x")], timeout_s=5)
+                await store.txn([], [Put(key, b"x")], timeout_s=30)
         for store in (gateway, admin, other):
-            assert len((await store.range(Range("/mesh/head/", "/mesh/policy0"), timeout_s=5)).items) == 4
+            assert len((await store.range(Range("/mesh/head/", "/mesh/policy0"), timeout_s=30)).items) == 4
         with pytest.raises(StoreDeniedError):
-            await replica.range(Range("/mesh/head/", "/mesh/policy0"), timeout_s=5)
+            await replica.range(Range("/mesh/head/", "/mesh/policy0"), timeout_s=30)
         watch = replica.watch("/mesh/head/", "/mesh/policy0", 1)
         with pytest.raises(StoreDeniedError):
             await anext(watch)
@@ -101,7 +101,7 @@ async def test_rights_are_put_right_again(tmp_path: Path) -> None:
         await set_up(root, [RegionId("vn-1"), RegionId("sg-9")])
         await set_up(root, [RegionId("vn-1"), RegionId("sg-9")])
         admin = await lab.store("vn-1", Role.ADMIN)
-        assert (await admin.txn([], [Put("/mesh/policy/vn-1/0/t", b"x")], timeout_s=5)).succeeded
+        assert (await admin.txn([], [Put("/mesh/policy/vn-1/0/t", b"x")], timeout_s=30)).succeeded
 
 
 async def test_tls_below_1_3_is_refused(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ async def test_tls_below_1_3_is_refused(tmp_path: Path) -> None:
 async def test_a_store_that_is_away_says_so_in_time(tmp_path: Path) -> None:
     async with running_etcd(tmp_path) as lab:
         admin = await lab.store("vn-1", Role.ADMIN)
-        await admin.range(Range("/mesh/head/", "/mesh/head0"), timeout_s=5)
+        await admin.range(Range("/mesh/head/", "/mesh/head0"), timeout_s=30)
         lab.etcd.kill()
         with pytest.raises(StoreUnavailableError):
             await admin.range(Range("/mesh/head/", "/mesh/head0"), timeout_s=0.5)
@@ -123,7 +123,7 @@ async def test_a_store_that_is_away_says_so_in_time(tmp_path: Path) -> None:
         lab.etcd.start()
         root = await lab.root()
         await root.range(Range("/ready"), timeout_s=30)
-        assert (await admin.range(Range("/mesh/head/", "/mesh/policy0"), timeout_s=5)).items == ()
+        assert (await admin.range(Range("/mesh/head/", "/mesh/policy0"), timeout_s=30)).items == ()
         assert (await changes.create_tenant(bytes(16), VN, Transfer.NEVER)).changed
 
 
@@ -131,4 +131,4 @@ async def test_a_dead_member_is_left_for_a_live_one(tmp_path: Path) -> None:
     async with running_etcd(tmp_path) as lab:
         admin = await lab.store("vn-1", Role.ADMIN, "https://127.0.0.1:1", lab.etcd.endpoint)
         await admin.range(Range("/mesh/head/", "/mesh/head0"), timeout_s=10)
-        assert (await admin.txn([], [Put("/mesh/head/vn-1/0", b"x")], timeout_s=5)).succeeded
+        assert (await admin.txn([], [Put("/mesh/head/vn-1/0", b"x")], timeout_s=30)).succeeded

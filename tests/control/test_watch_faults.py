@@ -52,12 +52,12 @@ async def collect(store: Store, start: int, count: int, downs: list[str] | None 
 async def test_a_connection_cut_in_the_middle_of_catching_up_loses_nothing(tmp_path: Path) -> None:
     async with running_etcd(tmp_path) as lab, Proxy(lab.etcd.port).running() as proxy:
         root, far = await lab.root(), await lab.root(proxy.endpoint)
-        first = (await root.range(Range("/w/"), timeout_s=5)).revision + 1
+        first = (await root.range(Range("/w/"), timeout_s=30)).revision + 1
         for at in range(0, 1000, 50):
             # 50 keys a revision, of 2 KB each: many messages, some of them in fragments.
             puts = [Put(f"/w/{at + n}", b"%d" % (at + n) + b" " * 2000) for n in range(50)]
-            await root.txn([], puts, timeout_s=5)
-        await far.range(Range("/w/"), timeout_s=5)
+            await root.txn([], puts, timeout_s=30)
+        await far.range(Range("/w/"), timeout_s=30)
         downs: list[str] = []
         proxy.cut_after(600_000)
         assert await collect(far, first, 1000, downs) == list(range(1000))
@@ -68,9 +68,11 @@ async def test_a_connection_cut_in_the_middle_of_catching_up_loses_nothing(tmp_p
 async def test_a_message_in_fragments_counts_when_it_is_whole(tmp_path: Path) -> None:
     async with running_etcd(tmp_path) as lab:
         root = await lab.root()
-        first = (await root.range(Range("/w/"), timeout_s=5)).revision + 1
+        first = (await root.range(Range("/w/"), timeout_s=30)).revision + 1
         for at in range(0, 30, 10):
-            await root.txn([], [Put(f"/w/{at + n}", b"%d" % (at + n) + b" " * 100_000) for n in range(10)], timeout_s=5)
+            await root.txn(
+                [], [Put(f"/w/{at + n}", b"%d" % (at + n) + b" " * 100_000) for n in range(10)], timeout_s=30
+            )
         async with aclosing(root.watch("/w/", "/w0", first)) as watch:
             batches: list[WatchBatch] = []
             async for news in watch:
@@ -86,7 +88,7 @@ async def test_a_message_in_fragments_counts_when_it_is_whole(tmp_path: Path) ->
 async def test_a_store_that_is_killed_while_written_loses_nothing(tmp_path: Path) -> None:
     async with running_etcd(tmp_path) as lab:
         root = await lab.root()
-        first = (await root.range(Range("/w/"), timeout_s=5)).revision + 1
+        first = (await root.range(Range("/w/"), timeout_s=30)).revision + 1
         written: set[int] = set()
 
         async def write() -> None:
@@ -132,10 +134,10 @@ async def test_a_store_that_is_killed_while_written_loses_nothing(tmp_path: Path
 async def test_a_compacted_watch_says_so(tmp_path: Path) -> None:
     async with running_etcd(tmp_path) as lab:
         root = await lab.root()
-        first = (await root.range(Range("/w/"), timeout_s=5)).revision + 1
+        first = (await root.range(Range("/w/"), timeout_s=30)).revision + 1
         for number in range(10):
-            await root.txn([], [Put("/w/x", b"%d" % number)], timeout_s=5)
-        await root.compact(first + 5, timeout_s=5)
+            await root.txn([], [Put("/w/x", b"%d" % number)], timeout_s=30)
+        await root.compact(first + 5, timeout_s=30)
         with pytest.raises(CompactedError) as gone:
             await collect(root, first, 10)
         assert gone.value.revision == first + 5
@@ -170,11 +172,11 @@ async def test_a_member_that_falls_silent_is_left_for_another(tmp_path: Path) ->
     """Nothing is closed: only a ping tells. Found within this test's own time limit, which is less than grpc's minute."""
     async with running_etcd(tmp_path) as lab, Proxy(lab.etcd.port).running() as proxy:
         root, far = await lab.root(), await lab.root(proxy.endpoint, lab.etcd.endpoint)
-        first = (await root.range(Range("/w/"), timeout_s=5)).revision + 1
+        first = (await root.range(Range("/w/"), timeout_s=30)).revision + 1
         async with aclosing(far.watch("/w/", "/w0", first)) as watch:
             assert isinstance(await anext(watch), WatchUp)
             proxy.hold()
-            await root.txn((), [Put("/w/1", b"1")], timeout_s=5)
+            await root.txn((), [Put("/w/1", b"1")], timeout_s=30)
             assert isinstance(await anext(watch), WatchDown)
             assert isinstance(await anext(watch), WatchUp)
             batch = await anext(watch)
@@ -222,8 +224,8 @@ async def test_the_feed_survives_cuts_a_kill_and_compaction(tmp_path: Path) -> N
                 cutting = away.create_task(_keep_cutting(proxy))
                 for number in range(16, 20):
                     await mix(changes, number)
-                now = (await root.range(Range("/ready"), timeout_s=5)).revision
-                await root.compact(now, timeout_s=5)
+                now = (await root.range(Range("/ready"), timeout_s=30)).revision
+                await root.compact(now, timeout_s=30)
                 cutting.cancel()
             await mix(changes, 20)
             await caught_up()
@@ -279,14 +281,14 @@ async def test_a_change_that_changes_nothing_writes_nothing(tmp_path: Path) -> N
         made = await changes.create_tenant(bytes(16), VN, Transfer.NEVER)
         tenant = made.tenant.policy.tenant
         assert (made.changed, made.tenant.policy.revision) == (True, 1)
-        before = (await root.range(Range("/ready"), timeout_s=5)).revision
+        before = (await root.range(Range("/ready"), timeout_s=30)).revision
         for same in (
             await changes.create_tenant(bytes(16), BOTH, Transfer.NEVER),
             await changes.set_allowed(tenant, VN),
             await changes.set_state(tenant, TenantState.ACTIVE),
         ):
             assert (same.changed, same.tenant) == (False, made.tenant)
-        assert (await root.range(Range("/ready"), timeout_s=5)).revision == before
+        assert (await root.range(Range("/ready"), timeout_s=30)).revision == before
         first, second = KeyId("A" * 12), KeyId("B" * 12)
         assert (await changes.create_key(tenant, first, "sha256$00")).tenant.policy.revision == 2
         assert (await changes.create_key(tenant, second, "sha256$11")).tenant.policy.revision == 3
@@ -295,7 +297,7 @@ async def test_a_change_that_changes_nothing_writes_nothing(tmp_path: Path) -> N
         again = await changes.revoke_key(first)
         assert (again.tenant, again.key, again.changed) == (revoked.tenant, revoked.key, False)
         assert [key.key.revoked for key in await changes.keys(tenant)] == [True, False]
-        heads = await root.range(Range("/mesh/head/", prefix_end("/mesh/head/")), timeout_s=5)
+        heads = await root.range(Range("/mesh/head/", prefix_end("/mesh/head/")), timeout_s=30)
         assert [head.version for head in heads.items] == [4], "one head, one more with each change"
         for unknown in (changes.revoke_key(KeyId("C" * 12)), changes.keys(tenant)):
             try:
