@@ -56,6 +56,7 @@ class _Seen:
     """How far it has come, for whoever interrupts it."""
 
     op_id: str
+    asked: bool = False
     progress: ShrinkProgress | None = None
     members: dict[str, MemberProgress] = field(default_factory=dict)
     recovering: bool = False
@@ -98,7 +99,7 @@ def change(
         _say_what_stands(seen, resume)
         raise
     except MeshError as error:
-        if seen.progress is not None and error.code in (Code.DEADLINE_EXCEEDED, Code.REGION_UNREACHABLE):
+        if seen.asked and error.code in (Code.DEADLINE_EXCEEDED, Code.REGION_UNREACHABLE):
             _say_what_stands(seen, resume)
         raise
     assert seen.progress is not None  # noqa: S101 - a stream without an answer is an error
@@ -120,6 +121,7 @@ def waited(progress: ShrinkProgress) -> dict[str, object]:
 async def _follow(here: Here, ask: Ask, patience: Patience, seen: _Seen) -> None:
     async with running(here, here.supervisor.sites(here.home).regions) as mesh:
         region, method, request = await ask(mesh, patience)
+        seen.asked = True  # whoever does not answer from here on may have made it
         async with _shown(seen) as show:
             for attempt in range(AWAY_TRIES + 1):
                 try:

@@ -146,6 +146,18 @@ def test_what_is_missing_is_named_as_it_is_typed(
     assert f"{missing} is missing." in capfd.readouterr().err
 
 
+def test_an_admin_that_dies_before_it_answers_leaves_the_op_id(mesh: World, capfd: pytest.CaptureFixture[str]) -> None:
+    mesh.admins["vn-1"].is_mute = True
+    assert run(["pin", "acme", "--allow", "VN", "--json"], mesh.here) == 1
+    err = capfd.readouterr().err
+    assert json.loads(err.splitlines()[-1])["error"]["code"] == "region_unreachable"
+    (patience,) = patience_of(mesh, "Pin")
+    assert "It is not known whether the change was made." in err
+    assert f"--allow VN --resume {patience.op_id}" in err
+    assert run(["pin", "nobody", "--allow", "VN", "--json"], mesh.here) == 1
+    assert "not known" not in capfd.readouterr().err, "nothing was asked for"
+
+
 def test_a_receipt_that_cannot_be_written_is_known_before_anything_changes(mesh: World, tmp_path: Path) -> None:
     assert run(["pin", "acme", "--allow", "VN", "--receipt", str(tmp_path / "no" / "r.json")], mesh.here) == 2
     assert mesh.admins["vn-1"].calls == []
