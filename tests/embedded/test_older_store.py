@@ -64,7 +64,7 @@ async def test_a_program_is_not_started_before_it_may_be(tmp_path: Path) -> None
         roll = Roll(instance)
         try:
             program = Program(part, ["sh", "-c", "exec sleep 600"], environ, tmp_path, check, may_start)
-            async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
+            async with asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(program.run(own, roll))
                 await asked.acquire()
                 assert part.pid is None

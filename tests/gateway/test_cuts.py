@@ -70,7 +70,7 @@ class Lab:
 async def lab(**world: object) -> AsyncGenerator[Lab]:
     clock = ManualClock()
     made = World(**{**BOTH, "at": SG, "clock": clock, **world})
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as group:
         timer = group.create_task(made.running.run())
         yield Lab(made, clock, group)
         timer.cancel()

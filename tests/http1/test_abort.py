@@ -64,7 +64,7 @@ async def rest(sock: socket.socket) -> tuple[int, bool]:
 
 async def test_a_parcel_that_is_given_up_is_not_sent_any_further() -> None:
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(60), deaf() as listener:
+    async with deaf() as listener:
         pool = Pool(None, send_buffer_bytes=65_536)
         task = asyncio.create_task(sent(pool, listener.getsockname()[1]))
         peer, _ = await loop.sock_accept(listener)
@@ -82,7 +82,7 @@ async def test_a_parcel_that_is_given_up_is_not_sent_any_further() -> None:
 
 async def test_an_answer_that_is_given_up_resets_the_connection() -> None:
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(60), deaf() as listener:
+    async with deaf() as listener:
         pool = Pool(None)
         request = asyncio.create_task(
             pool.request(
@@ -130,7 +130,7 @@ async def test_little_is_held_and_not_for_long(door) -> None:
 async def test_a_peer_that_acknowledges_nothing_is_given_up_by_the_kernel() -> None:
     """Its window stays shut: nothing that we write is taken, so the connection breaks without our doing."""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(90), deaf() as listener:
+    async with deaf() as listener:
         pool = Pool(None, send_buffer_bytes=65_536)
         task = asyncio.create_task(sent(pool, listener.getsockname()[1], unacknowledged_s=0.5))
         peer, _ = await loop.sock_accept(listener)
@@ -151,7 +151,7 @@ async def test_each_piece_is_asked_for() -> None:
             raise NoMoreError
 
     asked: list[None] = []
-    async with asyncio.timeout(60), deaf() as listener:
+    async with deaf() as listener:
         pool = Pool(None)
         task = asyncio.create_task(sent(pool, listener.getsockname()[1], check=check))
         peer, _ = await loop.sock_accept(listener)

@@ -318,11 +318,10 @@ async def test_a_connection_that_held_a_whole_answer_is_used_again(door) -> None
     async with door(handler) as opened:
         pool = open_pool(opened)
         for _ in range(2):
-            async with asyncio.timeout(30):
-                response = await call(pool, opened.server.port)
-                while not response._connection._answer.complete:
-                    await asyncio.sleep(0)
-                assert len(await whole(response)) == 262_144
+            response = await call(pool, opened.server.port)
+            while not response._connection._answer.complete:
+                await asyncio.sleep(0)
+            assert len(await whole(response)) == 262_144
         assert pool._idle
         assert list(pool._count.values()) == [1]
         pool.close()
@@ -338,7 +337,7 @@ async def test_bytes_after_a_held_answer_end_a_connection() -> None:
             await reader.read()
 
     go = asyncio.Event()
-    async with scripted(script) as port, asyncio.timeout(30):
+    async with scripted(script) as port:
         pool = Pool(None)
         response = await call(pool, port)
         connection = response._connection
