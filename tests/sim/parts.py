@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from sim.hosts import Host
@@ -25,7 +27,7 @@ from mesh.gateway.running import Running
 from mesh.gateway.story import Story
 from mesh.policy.authority import Authority
 from mesh.policy.bundle import PolicyBook
-from mesh.ports import Clock, Entropy
+from mesh.ports import Clock
 from mesh.routing.fleet import Atlas, ModelLoad
 from mesh.serving.leases import Leases
 from mesh.transport.fleet_hub import FleetHub
@@ -76,82 +78,6 @@ def hash_of(text: str) -> str:
     return f"sha256$of {text}"
 
 
-class Parts:
-    """The product's own parts, each made where a program needs it."""
-
-    # --- a gateway's
-
-    def book(self) -> PolicyBook:
-        return PolicyBook()
-
-    def authority(self, here: Here, clock: Clock) -> Authority:
-        return Authority()
-
-    def membership(self, **given: Any) -> Membership:
-        return Membership(**given)
-
-    def running(self, **given: Any) -> Running:
-        return RestingRunning(**given)
-
-    def draining(self, running: Running) -> Callable[[], Mapping[TenantId, Drain]]:
-        return running.draining
-
-    def feed(self, *given: Any) -> PolicyFeed:
-        return PolicyFeed(*given)
-
-    def overdue(self, feed: PolicyFeed, clock: Clock) -> Overdue:
-        return Overdue(feed, clock)
-
-    def trust(self, trust: Trust) -> Trust:
-        return trust
-
-    def hub(self, **given: Any) -> FleetHub:
-        return FleetHub(**given)
-
-    def keyring(self, *, book: PolicyBook, clock: Clock, entropy: Entropy) -> Keyring:
-        return Keyring(book=book, mac_secret=SECRET, hasher=PlainHasher(), clock=clock, entropy=entropy)
-
-    def story(self, **given: Any) -> Story[Any, Any]:
-        return Story(**given)
-
-    # --- a replica's
-
-    def replica_id(self, host: Host) -> ReplicaId:
-        return ReplicaId(host.entropy.token(8).hex())
-
-    def leases(self, replica: ReplicaId, clock: Clock) -> Leases:
-        return Leases(replica, clock)
-
-    def measured_step_s(self, longest_s: float) -> float:
-        return longest_s
-
-    # --- an admin's
-
-    def changes(self, *given: Any, **named: Any) -> Changes:
-        return Changes(*given, **named)
-
-    def members(self, *given: Any) -> Members:
-        return Members(*given)
-
-    def barrier(self, **given: Any) -> Barrier:
-        return Barrier(**given)
-
-    def start(self, trust: Trust) -> EpochStart:
-        return EpochStart(trust)
-
-    def sweeper(self, store: Any, region: RegionId, cap_s: float, clock: Clock) -> MemberSweeper:
-        return MemberSweeper(store, region, cap_s, clock)
-
-    def outcome(self, outcome: Outcome) -> Outcome:
-        return outcome
-
-    def op_id(self, op_id: str, attempt: int) -> str:
-        return op_id
-
-    def journal(self, notebook: Notebook) -> Journal:
-        return notebook
-
-
 class RestingRunning(Running):
     """The product's, whose timer rests while nothing runs: it would look at nothing, 40 times a second."""
 
@@ -170,3 +96,36 @@ class RestingRunning(Running):
     def add(self, call: Any) -> None:
         super().add(call)
         self._wake.set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """How each of the product's own parts is made, where a program needs it."""
+
+    # A gateway's.
+    book: Callable[[], PolicyBook] = PolicyBook
+    authority: Callable[[Here, Clock], Authority] = lambda here, clock: Authority()
+    membership: Callable[..., Membership] = Membership
+    running: Callable[..., Running] = RestingRunning
+    draining: Callable[[Running], Callable[[], Mapping[TenantId, Drain]]] = lambda running: running.draining
+    feed: Callable[..., PolicyFeed] = PolicyFeed
+    overdue: Callable[[PolicyFeed, Clock], Overdue] = Overdue
+    trust: Callable[[Trust], Trust] = lambda trust: trust
+    hub: Callable[..., FleetHub] = FleetHub
+    keyring: Callable[..., Keyring] = partial(Keyring, mac_secret=SECRET, hasher=PlainHasher())
+    story: Callable[..., Story[Any, Any]] = Story
+
+    # A replica's.
+    replica_id: Callable[[Host], ReplicaId] = lambda host: ReplicaId(host.entropy.token(8).hex())
+    leases: Callable[[ReplicaId, Clock], Leases] = Leases
+    measured_step_s: Callable[[float], float] = lambda longest_s: longest_s
+
+    # An admin's.
+    changes: Callable[..., Changes] = Changes
+    members: Callable[..., Members] = Members
+    barrier: Callable[..., Barrier] = Barrier
+    start: Callable[[Trust], EpochStart] = EpochStart
+    sweeper: Callable[[Any, RegionId, float, Clock], MemberSweeper] = MemberSweeper
+    outcome: Callable[[Outcome], Outcome] = lambda outcome: outcome
+    op_id: Callable[[str, int], str] = lambda op_id, attempt: op_id
+    journal: Callable[[Notebook], Journal] = lambda notebook: notebook
