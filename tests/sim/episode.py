@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.admin import Operators, Order, SimAdmin, sweep
-from sim.breaker import Breaker
 from sim.check import check
+from sim.episode_breaker import EpisodeBreaker
 from sim.faults import Fault, Palette, draw
 from sim.gateway import SimGateway, load_of
 from sim.hosts import Host, SeededEntropy
 from sim.load import Clients
 from sim.moving import DESKS, TEN, Homes, drawn
 from sim.orders import SERVED_AT_HOME, orders_of
-from sim.parts import ROGUE, SECRET, Parts, hash_of
+from sim.parts import SECRET, Parts, hash_of
 from sim.replica import STEP_S, SimReplica
 from sim.store import Commit, kind_of
 from sim.watch import There, Watch
@@ -36,8 +36,8 @@ from trust_lab import signer_of, trust_in
 
 from mesh.control import layout
 from mesh.control.changes import Changes
-from mesh.control.records import RecordError, decode_key, decode_tenant, encode_tenant, tenant_id
-from mesh.control.store import Op, Put, Range, RangeResult, TxnResult
+from mesh.control.records import RecordError, decode_key, decode_tenant, tenant_id
+from mesh.control.store import Op, Range, RangeResult, TxnResult
 from mesh.policy.keys import KeyText, make_key
 from mesh.policy.shards import shard_of
 from mesh.policy.shrink import shrink_of
@@ -48,7 +48,6 @@ from mesh.types import (
     ModelId,
     ModelKind,
     RegionId,
-    Revision,
     Role,
     TenantId,
     Transfer,
@@ -60,7 +59,6 @@ LENGTH_S = 32.0
 MOVING = 0.3
 """The share of plain episodes in which the tenant moves."""
 CAP_S = 12.0
-_GONE_S = 8.0
 """The cap of authority, and so what it is in a tenant's home at first."""
 MODELS = {
     ModelId(name): CatalogueModel(id=ModelId(name), kind=ModelKind.CHAT, context=2048, regions=frozenset(regions))
@@ -238,7 +236,7 @@ class Episode:
         hosts, world = self.world.net.hosts, self.world
         self.cluster.on_commit.append(self._committed)
         await self._provide()
-        breaker = _Breaker(self)
+        breaker = EpisodeBreaker(self)
         breaker.arm(self.plan)
         late = {fault.on[0] for fault in self.plan if fault.kind == "start"}
         for name, host in hosts.items():
@@ -347,55 +345,7 @@ class Episode:
             if self.world.net.hosts[name].running:
                 yield from program.there()
 
-    # --- what attackers and machines do
-
-    def clone(self, name: str) -> None:
-        """A gateway's machine is copied while it runs."""
-        host, program = self.world.net.hosts[name], self.programs.get(name)
-        if not isinstance(program, SimGateway) or not host.running or "gw-twin" in self.world.net.hosts:
-            return
-        was = program.membership
-
-        async def run(twin: Host) -> None:
-            copy = self.programs[twin.name] = SimGateway(self, self.parts, twin, program.region)
-            member = copy.membership
-            member.member, member._last, member._mod_revision = was.member, last, mod_revision
-            member._unheard |= unheard
-            member._acks.move(layout.ack_key(program.region, was.member))
-            await copy.run()
-
-        last, mod_revision, unheard = was._last, was._mod_revision, set(was._unheard)
-        self.world.clone(host, "gw-twin", run)
-
-    def renew_epoch(self, lost: str) -> None:
-        """After a restore: a new control epoch is configured, and all but `lost`, which nobody reaches, start anew."""
-        self.trust, self.restored = trust_in(epoch=self.trust.epoch + 1, cap_s=CAP_S), False
-        for name, host in self.world.net.hosts.items():
-            if name.split("-")[0] in ("admin", "gw", "replica") and name != lost:
-                host.restart()
-
-    def replay(self, _: str) -> None:
-        """Somebody with the home admin's certificate puts a tenant's first record again.
-
-        Whoever has seen a newer one refuses it. A process that starts later has seen none: that is no part of the
-        promise, as with an undeclared restore, and so none starts.
-        """
-        self.restored = True
-        at = layout.policy_key(VN, self.tenant)
-        value = next(row[1] for row in self.homes.notebooks[VN].rows.values() if row[0] == at)
-        self.intrude((Put(at, value), Put(layout.head_key(shard_of(VN, self.tenant)), b"")))
-
-    def forge(self, _: str) -> None:
-        """The same, with a record of the attacker's own."""
-        at = layout.policy_key(VN, self.tenant)
-        parsed, item = layout.parse(at), self.cluster.data.get(at)
-        assert item is not None
-        assert isinstance(parsed, layout.PolicyKey)
-        record = decode_tenant(parsed, item.value, self.trust)
-        wide = frozenset(PLACES.values())
-        policy = replace(record.policy, allowed=wide, revision=Revision(record.policy.revision + 1), out_since={})
-        value = encode_tenant(replace(record, policy=policy), signer_of(ROGUE, "k9"), self.trust.epoch)
-        self.intrude((Put(at, value), Put(layout.head_key(shard_of(VN, self.tenant)), b"")))
+    # --- what attackers do
 
     def intrude(self, ops: tuple[Op, ...]) -> None:
         """Somebody puts into the store what no admin did."""
@@ -414,48 +364,6 @@ def _closing(host: Host) -> Generator[None]:
     finally:
         for channel in list(host.channels):
             channel.abort()
-
-
-class _Breaker(Breaker):
-    """Counts in which phase what begins."""
-
-    def __init__(self, episode: Episode) -> None:
-        extra = {"start": self._start, "leave": self._leave, "twin": episode.clone}
-        extra |= {"recover": episode.renew_epoch}
-        extra |= {"replay": episode.replay, "forge": episode.forge}
-        lies = episode.homes
-        extra |= {
-            "spoil": lies.spoil,
-            "relapse": lies.relapse,
-            "usurp": lies.usurp,
-            "claim": lies.claim,
-            "fork": lies.fork,
-        }
-        super().__init__(episode.world, extra)
-        self._episode = episode
-
-    def begin(self, fault: Fault) -> None:
-        if not self.over and fault.kind != "rate":
-            self._episode.faults[fault.kind, self._episode.phase] += 1
-            if self._episode.homes.stage:
-                self._episode.moving[fault.kind, self._episode.homes.stage] += 1
-        if fault.kind == "restore":
-            self._episode.restored = True
-        super().begin(fault)
-        if fault.kind in ("pause", "suspend", "freeze"):
-            self.world.net.later(fault.lasts_s, self._episode.watch.resumed, fault.on[0])
-
-    def _start(self, name: str) -> None:
-        host = self.world.net.hosts[name]
-        if not host.running:
-            self._episode.start(host)
-
-    def _leave(self, name: str) -> None:
-        """It is told to go, and comes again."""
-        program, host = self._episode.programs.get(name), self.world.net.hosts[name]
-        if isinstance(program, SimGateway) and host.running:
-            program.stop.set()
-            self.world.net.later(_GONE_S, host.restart)
 
 
 class _Direct:
