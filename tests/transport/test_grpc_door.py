@@ -28,6 +28,7 @@ from grpc_lab import (
 
 from mesh.content.frames import Frame, FrameKind
 from mesh.errors import Code, MeshError
+from mesh.transport import grpc_exchange
 from mesh.transport.grpc_exchange import GrpcExchange
 from mesh.types import Facts, Operation, Usage
 from mesh.v1 import inference_pb2, router_pb2
@@ -352,7 +353,11 @@ async def test_the_credential_is_what_follows_the_one_bearer(
 
 @pytest.mark.parametrize("phase", ["decide", "receive", "relay", "after the first message"])
 @pytest.mark.parametrize("method", ["Chat", "ChatStream"])
-async def test_a_client_that_hangs_up_cancels_its_story(pki: Path, method: str, phase: str) -> None:
+async def test_a_client_that_hangs_up_cancels_its_story(
+    pki: Path, method: str, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine gRPC may take longer than that to tell.
+    monkeypatch.setattr(grpc_exchange, "_HANG_UP_S", 250.0)
     reached, cancelled, never = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def serve(exchange: GrpcExchange) -> None:
