@@ -20,7 +20,7 @@ from ports import free_port
 
 from mesh.embedded.authority import make_pki
 from mesh.embedded.front import HELLO_S, haproxy_binary, render_front
-from mesh.http1 import Request, listen
+from mesh.http1 import Limits, Request, listen
 from mesh.policy.hostnames import label_of
 from mesh.settings import Address, Catalogue, Front, Gateway, Region
 from mesh.tls import door_context, grpc_door_channel_credentials
@@ -147,9 +147,10 @@ async def running(pki: Path, folder: Path, hello_s: int = HELLO_S) -> AsyncGener
     async def answer(exchange) -> None:
         await exchange.relay(FakeHop([data(b"\x0a\x01x"), end()]), HEAD)
 
-    fronts = frozenset({FRONT_HOST})
+    fronts, limits = frozenset({FRONT_HOST}), Limits(head_timeout_s=250)
+    context = door_context(pki, VN)
     async with (
-        listen(tell, HOST, 0, tls=door_context(pki, VN), fault=lambda *_: (500, [], b""), fronts=fronts) as door,
+        listen(tell, HOST, 0, tls=context, fault=lambda *_: (500, [], b""), limits=limits, fronts=fronts) as door,
         opened_grpc(pki, answer) as grpc_door,
     ):
         front = Front(
