@@ -232,14 +232,16 @@ class Ledger:
         raise MeshError(Code.MOVE_UNFINISHED, hint="It has begun, and nothing else is changed here: finish it.")
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        hint = "The region's ledger does not answer."
         try:
             async with self._clock.timeout(_READ_S):
                 return await _await(self._pool, work)
         except SQLAlchemyError as error:
             self._log.error("ledger.unavailable", error=_cause(error))
+            hint = "The region's ledger cannot be read or written: is its disk full?"
         except TimeoutError as error:
             self._log.error("ledger.unavailable", error=type(error).__name__)
-        raise MeshError(Code.INTERNAL_ERROR, hint="The region's ledger does not answer.")
+        raise MeshError(Code.INTERNAL_ERROR, hint=hint)
 
 
 @asynccontextmanager

@@ -202,6 +202,22 @@ async def test_a_full_disk_costs_no_request_and_is_told_by_class(tmp_path: Path)
     assert "smol" not in out.getvalue()
 
 
+async def test_on_a_full_disk_nothing_is_signed_and_an_operator_is_told_why(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(MeshError) as refused:
+                await ledger.signed("/mesh/policy/vn-1/3/t", b"x" * 65_536, 1, Revision(2))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert refused.value.code is Code.INTERNAL_ERROR
+        assert "disk full" in refused.value.hint
+        assert await ledger.signed_since_made() == []
+        await ledger.signed("/mesh/policy/vn-1/3/t", b"x", 1, Revision(2))  # there is space again
+        assert [one.revision for one in await ledger.signed_since_made()] == [2]
+
+
 async def test_beyond_the_queue_records_are_dropped_and_counted(tmp_path: Path) -> None:
     out = io.StringIO()
     async with opened(tmp_path, out) as ledger:
