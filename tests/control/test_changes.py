@@ -481,7 +481,7 @@ async def test_on_etcd_a_change_tells_its_number_and_all_members(tmp_path: Path)
             gateway = await lab.store(region, Role.GATEWAY)
             key = layout.grant_key(RegionId(region), MemberId(f"u-{region}"))
             value = pb.GrantRecord(gateway="g1", attempt=bytes(16)).SerializeToString()
-            put[f"u-{region}"] = await gateway.txn((), [Put(key, value)], timeout_s=5)
+            put[f"u-{region}"] = await gateway.txn((), [Put(key, value)], timeout_s=30)
         op = op_id()
         made = await changes.set_allowed(tenant, frozenset({VN}), op_id=op)
         assert made.number == 2

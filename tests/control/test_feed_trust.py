@@ -74,7 +74,7 @@ class World:
             Put(layout.policy_key(policy.home, policy.tenant), encode_tenant(record, signer, epoch)),
             Put(layout.head_key(policy.shard), b""),
         ]
-        return (await self.store.txn((), puts, timeout_s=5)).revision
+        return (await self.store.txn((), puts, timeout_s=30)).revision
 
     async def applied(self, revision: int) -> None:
         await until(lambda: self.feed.applied >= revision)
