@@ -1,16 +1,16 @@
 """Whether what a change took away was given back since: of that a wait for it does not return as done.
 
 The record says by itself since when a jurisdiction is out of the pin; of all else only its history tells, which the
-store keeps for a while. Where the tenant has left the home meanwhile, its next homes' records tell.
+store keeps for a while. Where the tenant has left the home meanwhile, its next homes' records tell. What does not count
+there, such as records from before a recovery of the store, tells nothing: then what was taken may have been given back.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from mesh.control import layout
+from mesh.control.drafts import tenant_record
 from mesh.control.homes import chained
-from mesh.control.records import RecordError, TenantRecord, Trust, decode_tenant
+from mesh.control.records import TenantRecord, Trust
 from mesh.control.standing import Committed, is_superseded, tells_by_itself
 from mesh.control.statements import Statement
 from mesh.control.store import CompactedError, KeyValue, Range, Store
@@ -56,8 +56,12 @@ class LaterChanges:
         self.left, moves = left is not None, 0
         while left is not None and left.moves > moves:
             found, since = await self._range(layout.policy_key(left.new_home, left.tenant)), Revision(left.revision + 1)
-            if found is None or (record := self._record(found)).policy.revision < since:
+            there = None if found is None else tenant_record(found, self._trust)
+            if found is None or there is None:
+                return True  # the home has not published its policy again yet: nobody can tell
+            if there.policy.revision < since:
                 raise other_store()
+            record = there
             stays.append((found, record, since))
             moves, left = left.moves, await self._departure(record)
         newest = record.policy
@@ -70,7 +74,7 @@ class LaterChanges:
             for item, record, since in reversed(stays):
                 later = await self._later(item, record, max(since, self._checked))
                 if later is None:
-                    return True  # forgotten: nobody can tell any more that it was not
+                    return True  # nobody can tell any more that it was not
                 if later[-1].revision == change.revision:
                     self._made = self._made or later[-1]
                 if is_superseded(change, [one for one in later if one.revision > change.revision], self._made):
@@ -84,14 +88,14 @@ class LaterChanges:
             earlier = await self._before(item)  # what its home put when it had the tenant is below
             if earlier is None:
                 return None
-            item, record = earlier, self._record(earlier)
+            item, record = earlier
         later = [record.policy]
         while later[-1].revision > since:
             earlier = await self._before(item)
             if earlier is None:
                 return None
-            item = earlier
-            later.append(self._record(item).policy)
+            item, record = earlier
+            later.append(record.policy)
             if later[-2].revision > later[-1].revision + 1:
                 return None
         return later
@@ -108,27 +112,29 @@ class LaterChanges:
         if came_from is None:
             return None
         found = await self._range(layout.policy_key(came_from, record.policy.tenant))
-        if found is None or chained(record, self._record(found).chain) is not None:
+        said = None if found is None else tenant_record(found, self._trust)
+        if found is None or (said is not None and chained(record, said.chain) is not None):
             return None
         return next((one for one in reversed(record.chain) if one.home == record.policy.home), None)
 
-    async def _before(self, item: KeyValue) -> KeyValue | None:
-        """The record that one replaced; None if the store no longer has it."""
+    async def _before(self, item: KeyValue) -> tuple[KeyValue, TenantRecord] | None:
+        """The record that one replaced; None if the store no longer has it, or it does not count."""
         try:
-            return await self._range(item.key, item.mod_revision - 1)
+            earlier = await self._range(item.key, item.mod_revision - 1)
         except CompactedError:
             return None
+        record = None if earlier is None else tenant_record(earlier, self._trust)
+        return None if earlier is None or record is None else (earlier, record)
 
     async def _range(self, key: str, revision: int = 0) -> KeyValue | None:
         answer = await self._store.range(Range(key, revision=revision), timeout_s=_READ_S)
         return answer.items[0] if answer.items else None
 
     def _record(self, item: KeyValue) -> TenantRecord:
-        at = layout.parse(item.key)
-        if isinstance(at, layout.PolicyKey):
-            with suppress(RecordError):
-                return decode_tenant(at, item.value, self._trust)
-        raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
+        record = tenant_record(item, self._trust)
+        if record is None:
+            raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
+        return record
 
 
 def other_store() -> MeshError:

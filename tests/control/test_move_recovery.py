@@ -12,19 +12,21 @@ from move_lab import BOTH, CLOCK, K1, K2, SG, VN, A, B
 from trust_lab import Notebook, signer_of, trust_in
 
 from mesh.control import layout
-from mesh.control.changes import Changes
+from mesh.control.changes import Changes, Outcome
 from mesh.control.epoch import EpochStart
 from mesh.control.feed import PolicyFeed
 from mesh.control.history import StoreHistory
+from mesh.control.later import LaterChanges
+from mesh.control.ops import new_op_id
 from mesh.control.records import Fault, TenantRecord, decode_tenant
 from mesh.control.recovery import Recovered, Recovery
 from mesh.control.restored import Signed, restored_tenant
 from mesh.control.store import KeyValue
 from mesh.errors import Code, MeshError
-from mesh.policy.bundle import PolicyBook, TenantPolicy
+from mesh.policy.bundle import PolicyBook, Spans, TenantPolicy
 from mesh.policy.shards import shard_of
 from mesh.runtime import SystemEntropy
-from mesh.types import RegionId, Revision, TenantId, TenantState, Transfer
+from mesh.types import KeyId, RegionId, Revision, TenantId, TenantState, Transfer
 
 HOMES = (A, B)
 
@@ -330,6 +332,48 @@ async def test_a_key_that_a_recovery_left_out_does_not_come_back_by_a_move() -> 
     assert policy is not None
     assert (policy.home, faults) == (B, {})
     assert {key.key_id: key.revoked for key in book.all_keys()} == {K1: False, K2: True}
+
+
+@pytest.mark.parametrize("what", ["suspend", "transfer", "authority", "pin"])
+@pytest.mark.parametrize(
+    ("before", "after", "superseded"),
+    [(None, None, False), (None, "key", False), ("key", None, True), ("key", "key", True), ("move", None, True)],
+)
+async def test_after_a_recovery_only_the_record_itself_tells_what_became_of_a_removal(
+    what: str, before: str | None, after: str | None, superseded: bool
+) -> None:
+    """What it was before the recovery does not count, so what was changed between may have given back what was taken."""
+    world, tenant = await begun()
+    op_id = new_op_id(CLOCK, SystemEntropy())
+
+    async def remove(admin: Changes) -> Outcome:
+        match what:
+            case "suspend":
+                return await admin.set_state(tenant, TenantState.SUSPENDED, op_id)
+            case "transfer":
+                return await admin.set_transfer(tenant, Transfer.NEVER, op_id)
+            case "authority":
+                return await admin.set_authority(tenant, Spans(home_s=60, foreign_s=6), op_id)
+            case _:
+                return await admin.set_allowed(tenant, frozenset({SG}), op_id=op_id)
+
+    await world.admins[A].set_transfer(tenant, Transfer.WITHIN_ALLOWED)
+    made = await remove(world.admins[A])
+    if before == "key":
+        await world.admins[A].create_key(tenant, K2, "sha256$2")
+    elif before == "move":
+        await moved(world, tenant)
+    new = Epoch(world.store, world.ledgers, epoch=2)
+    await new.recover(A)
+    if after == "key":
+        await new.admins[A].create_key(tenant, KeyId("M" * 12), "sha256$3")
+    again = await remove(new.admins[A])
+    assert (again.resumed, again.revision, again.shrink) == (True, made.revision, made.shrink)
+    item = world.store.value(layout.policy_key(A, tenant))
+    assert item is not None
+    # A pin's own record says since when a place is out; of a home that is not recovered yet there is none.
+    expected = superseded and (what != "pin" or before == "move")
+    assert await LaterChanges(world.store, new.trust, again).gave_back(item) is expected
 
 
 class _NoNotes(Notebook):
