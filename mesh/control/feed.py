@@ -12,6 +12,7 @@ protocol: docs/architecture.md, "Policy".
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
@@ -269,7 +270,7 @@ class PolicyFeed:
                     self._note("policy.gap", home=shard.home, shard=shard.index, revision=revision)
                 await self._refetch(shard)
             else:
-                self._apply((_as_item(event) for event in changes), self._known)
+                self._apply((_as_item(event) for event in changes), self._known, revision)
                 await self._follow_moves(shard)
                 self._heads[shard] = head
                 self._tell(shard, head.version)
@@ -356,8 +357,11 @@ class PolicyFeed:
                 return
             key = answer.items[-1].key + "\0"
 
-    def _apply(self, items: Iterable[KeyValue], seen: dict[Shard, _Held]) -> None:
-        """Takes in records, notes in `seen` which are valid, and then puts into the book what counts."""
+    def _apply(self, items: Iterable[KeyValue], seen: dict[Shard, _Held], told: float = math.inf) -> None:
+        """Takes in records, notes in `seen` which are valid, and then puts into the book what counts.
+
+        What the watch has told, of revision `told`, may be older than what was read of another home's shard meanwhile.
+        """
         touched: dict[TenantId, None] = {}
         for item in items:
             at = layout.parse(item.key)
@@ -367,7 +371,7 @@ class PolicyFeed:
             held, claims = seen.setdefault(at.shard, _Held()), self._claims.setdefault(at.tenant, Claims())
             try:
                 if isinstance(at, layout.PolicyKey):
-                    claims.take(decode_tenant(at, item.value, self._trust))
+                    claims.take(decode_tenant(at, item.value, self._trust), item.mod_revision, told)
                     held.tenants.add(at.tenant)
                 else:
                     claims.take_key(self._own_key(at, item.value))

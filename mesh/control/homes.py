@@ -8,6 +8,7 @@ the tenant's records: only people can say what is right.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from mesh.control.records import Fault, KeyRecord, RecordError, TenantRecord, digest_of
@@ -27,21 +28,32 @@ class Claims:
         self.records: dict[RegionId, TenantRecord] = {}
         self.keys: dict[RegionId, dict[KeyId, KeyRecord]] = {}
         self._statements: dict[int, Statement] = {}
+        self._said_by: dict[int, int] = {}
+        """The lowest revision of the store that is known to have put each statement, or to have put it again."""
         self._forked = False
 
-    def take(self, record: TenantRecord) -> None:
+    def take(self, record: TenantRecord, put: int, stood: float = math.inf) -> None:
         """Takes in a valid record.
+
+        Args:
+            record: It.
+            put: The revision of the store that put it.
+            stood: One at which it stood; infinite is now. What the watch tells may be older than what is known.
 
         Raises:
             RecordError: FORK: what it carries contradicts what was seen; all is taken in nevertheless. OLDER: it is a
-                home's that has said since that the tenant left, so it is not taken in.
+                home's that had said before that the tenant left, so it is not taken in.
         """
         home, moves = record.policy.home, record.policy.moves
         forked = False
         for statement in record.chain:
             known = self._statements.setdefault(statement.moves, statement)
+            self._said_by[statement.moves] = min(put, self._said_by.get(statement.moves, put))
             forked |= known.says != statement.says
-        if not record.left and any(one.home == home and one.moves > moves for one in self._statements.values()):
+        if not record.left and any(
+            one.home == home and one.moves > moves and self._said_by[one.moves] <= stood
+            for one in self._statements.values()
+        ):
             raise RecordError(Fault.OLDER)
         self.records[home] = record
         if forked:

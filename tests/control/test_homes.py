@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from memory_store import MemoryStore
-from move_lab import A, B, C, Homes, in_memory
+from move_lab import K1, K2, A, B, C, Homes, in_memory
 from trust_lab import signer_of, trust_in
 
 from mesh.control import layout
@@ -323,6 +323,41 @@ async def test_a_home_that_is_read_again_alone_takes_the_other_one_along() -> No
         assert {shard for shard, _ in heard} == {shard, shard_of(new, tenant)}
         assert {home for _, home in heard} == {new}, "nothing is told before it is acted on"
         assert not feed.invalid
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+async def test_what_the_watch_tells_late_of_a_home_that_the_tenant_has_left_is_no_alarm(replayed: bool) -> None:
+    """The new home's shard was read meanwhile. What was put over the last word is one, however late that is told."""
+    homes, store = in_memory()
+    await homes.begin()
+    tenant, lies = homes.tenant, Lies(homes, store)
+    book = Kept(tenant)
+    feed = PolicyFeed(store, book, SystemClock(), trust_in())
+    await feed._load()
+    await homes.admins[A].set_label(tenant, "acme")
+    await homes.admins[A].create_key(tenant, K2, "sha256$1")
+    before = lies.stands(A)
+    await homes.move(A, B)
+    if replayed:
+        await lies.put(before)
+    item = store.value(layout.head_key(shard_of(B, tenant)))
+    assert item is not None
+    assert await feed.catch_up(shard_of(B, tenant), item.version)
+    async with asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(feed._follow())
+        while feed.applied < store.revision:
+            await asyncio.sleep(0)
+        assert dict(feed.invalid) == ({Fault.OLDER: 1} if replayed else {})
+        policy = book.tenant(tenant)
+        assert policy is not None
+        assert (policy.home, policy.label, book.dropped) == (B, "acme", 0)
+        assert {key.key_id for key in book.all_keys()} == {K1, K2}
+        seen = feed.invalid[Fault.OLDER]
+        await lies.put(next_revision(before))
+        while feed.invalid[Fault.OLDER] == seen:
+            await asyncio.sleep(0)
+        assert book.tenant(tenant) == policy
+        following.cancel()
 
 
 async def test_a_home_that_cannot_be_read_leaves_its_tenant_refused() -> None:

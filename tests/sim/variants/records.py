@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from sim.parts import ROGUE
@@ -69,9 +70,9 @@ class Claimed(Claims):
 class FallsBack(Claims):
     """Where nothing counts, what the tenant's last home said before it left does, or whatever it says after it."""
 
-    def take(self, record: TenantRecord) -> None:
+    def take(self, record: TenantRecord, put: int, stood: float = inf) -> None:
         try:
-            super().take(record)
+            super().take(record, put, stood)
         except RecordError as error:
             if error.fault is not Fault.OLDER:
                 raise
@@ -98,9 +99,9 @@ class FallsBack(Claims):
 class FollowsLast(Claims):
     """Of two statements the one counts that was seen last."""
 
-    def take(self, record: TenantRecord) -> None:
+    def take(self, record: TenantRecord, put: int, stood: float = inf) -> None:
         with suppress(RecordError):
-            super().take(record)
+            super().take(record, put, stood)
         self._statements.update((statement.moves, statement) for statement in record.chain)
         self._forked = False
 
