@@ -22,6 +22,7 @@ from mesh.control.ops import checked_op_id
 from mesh.control.records import KeyRecord
 from mesh.errors import Code, MeshError
 from mesh.ledger import Ledger
+from mesh.policy.bundle import TenantPolicy
 from mesh.ports import Clock
 from mesh.tls import identity_of_grpc
 from mesh.transport.grpc_server import Context, Failed, Handler, service, unary, unary_stream
@@ -153,11 +154,22 @@ class AdminService:
         )
         async with aclosing(self._follow(making, request.patience)) as said:
             async for one in said:
-                if one.done:
-                    settling = self._tenants.settle_authority(TenantId(one.tenant.tenant), Revision(one.revision))
-                    settled = await self._in_time(settling)
-                    one.tenant.CopyFrom(_tenant(NamedTenant(settled.tenant.policy, one.tenant.name)))
+                settled = await self._settled(TenantId(one.tenant.tenant), Revision(one.revision)) if one.done else None
+                if settled is not None:
+                    one.tenant.CopyFrom(_tenant(NamedTenant(settled, one.tenant.name)))
                 yield one
+
+    async def _settled(self, tenant: TenantId, revision: Revision) -> TenantPolicy | None:
+        """What stands once older times of authority are forgotten, which nobody goes by any more.
+
+        None where the tenant has left meanwhile, or may have: it has taken them along, and the change holds.
+        """
+        try:
+            return (await self._in_time(self._tenants.settle_authority(tenant, revision))).tenant.policy
+        except MeshError as error:
+            if error.code not in (Code.TENANT_NOT_FOUND, Code.MOVE_UNFINISHED):
+                raise
+        return None
 
     async def _set_label(self, request: pb.SetLabelRequest) -> pb.Tenant:
         return _tenant(await self._tenants.set_label(request.tenant, request.label))
@@ -183,8 +195,7 @@ class AdminService:
             async for one in said:
                 if one.done:
                     # What the old home's record said of authority is in use nowhere any more.
-                    settled = await self._in_time(self._tenants.settle_authority(policy.tenant, policy.revision))
-                    policy = settled.tenant.policy
+                    policy = await self._settled(policy.tenant, policy.revision) or policy
                 one.op_id = request.patience.op_id or one.op_id
                 one.tenant.CopyFrom(_tenant(NamedTenant(policy, one.tenant.name)))
                 yield one

@@ -21,8 +21,10 @@ from mesh.admin.program import AdminProgram
 from mesh.control import layout
 from mesh.control.feed import PolicyFeed
 from mesh.control.grants import Membership
+from mesh.control.memberships import Grant, encode_grant
 from mesh.control.ops import new_op_id
 from mesh.control.records import trust_of
+from mesh.control.store import Put
 from mesh.embedded.policy_keys import policy_keys
 from mesh.errors import Code, MeshError
 from mesh.ledger import open_ledger
@@ -32,7 +34,18 @@ from mesh.runtime import SystemClock, SystemEntropy, TaskGroupTasks
 from mesh.settings import Address, Deployment, Gateway, Model, Region, Settings
 from mesh.telemetry import Log
 from mesh.transport.grpc_errors import from_rpc_error
-from mesh.types import Endpoint, GatewayId, Jurisdiction, ModelId, ModelKind, RegionId, Revision, Role, TenantId
+from mesh.types import (
+    Endpoint,
+    GatewayId,
+    Jurisdiction,
+    MemberId,
+    ModelId,
+    ModelKind,
+    RegionId,
+    Revision,
+    Role,
+    TenantId,
+)
 from mesh.v1 import admin_pb2 as pb
 from mesh.v1 import admin_pb2_grpc
 
@@ -232,6 +245,46 @@ async def test_a_tenant_moves_with_its_name_and_keys_and_a_gateway_never_stops_s
         assert (await refused(desk.prepare(other, B))).code is Code.TENANT_EXISTS
         for task in desk.running:
             task.cancel()
+
+
+@pytest.mark.parametrize("has_left", [True, False])
+async def test_lower_times_hold_also_where_the_tenant_leaves_while_they_are_waited_for(
+    tmp_path: Path, has_left: bool
+) -> None:
+    """The older ones stay in what its next home has of it; or, where nobody knows whether it has left, in its record."""
+    async with two_homes(tmp_path) as (desk, _):
+        acme = await desk.stubs[A].CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN", "SG"]))
+        tenant = TenantId(acme.tenant)
+        member = MemberId("0" * 32)
+        grant = Put(layout.grant_key(A, member), encode_grant(Grant(GatewayId("g1"), bytes(16), b"")))
+        await (await desk.lab.store(A, Role.GATEWAY)).txn((), [grant], timeout_s=60)  # one that never says a word
+        told = list[pb.ShrinkProgress]()
+
+        async def lower() -> None:
+            call = desk.stubs[A].SetAuthority(pb.SetAuthorityRequest(tenant=acme.tenant, home_ms=20_000))
+            told.extend([one async for one in call])
+
+        async with asyncio.TaskGroup() as lowering:
+            lowering.create_task(lower())
+            await eventually_asked(desk, tenant)
+            if has_left:
+                await desk.prepare(acme, B)
+                await desk.leave(acme, B)
+            else:
+                ledger = open_ledger(desk.settings.ledger, A, clock=SystemClock(), tasks=TaskGroupTasks, log=_quiet())
+                async with ledger as old:
+                    await old.signed_move(layout.policy_key(A, tenant), b"signed", 1, Revision(3), last=True)
+            await desk.stubs[A].AttestDead(pb.AttestDeadRequest(member=member))
+        assert told[-1].done
+        assert (told[-1].revision, told[-1].tenant.home) == (2, A)
+
+
+async def eventually_asked(desk: Desk, tenant: TenantId) -> None:
+    """Until somebody waits for a change of a tenant."""
+    while True:
+        status = await desk.stubs[A].PinStatus(pb.PinStatusRequest())
+        if any(one.tenant == tenant for one in status.open):
+            return
 
 
 async def test_either_admin_may_die_between_the_steps(tmp_path: Path) -> None:
