@@ -26,6 +26,19 @@ LOGS = Path(__file__).parents[2] / "build" / "border-lab"
 """Where the logs of the last run are kept."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `scripts/campaign border` sets."""
+    parser.addoption("--rounds", type=int, default=1, help="how often each fault is made")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One fault as often as it was asked for, before the next: the last one makes removals slow for a day."""
+    rounds = metafunc.config.getoption("--rounds", 1)
+    if rounds > 1 and "fault" in metafunc.fixturenames:
+        metafunc.fixturenames.append("round_")
+        metafunc.parametrize("round_", range(1, rounds + 1))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts what needs no lab first and faults last, and gives each test of the lab the time of a loaded machine."""
     items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("border", "fault")])
