@@ -104,7 +104,7 @@ class Notebook:
         self.made_rows.update(numbers)
 
     async def unmade(self, number: int) -> None:
-        del self.rows[number]
+        self.rows.pop(number, None)
         self.moves.pop(number, None)
 
     async def signed_since_made(self) -> Sequence[SignedRecord]:

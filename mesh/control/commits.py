@@ -161,7 +161,13 @@ class Commits:
                             drain_s=draft.tenant.policy.drain_s,
                         )
                 puts = self._signed(draft)
-                numbers = await self._write_down(draft, puts, deadline_s)
+                try:
+                    numbers = await self._write_down(draft, puts, deadline_s)
+                except MeshError as error:
+                    takes = draft.shrink is not None and not draft.tenant.left
+                    if error.code is not Code.MOVE_UNFINISHED or not takes or not await self._void(tenant, deadline_s):
+                        raise
+                    continue
                 sent = lost = True  # lost until the store says what became of it
                 outcome = await self._commit(before, draft, puts, request, deadline_s)
                 if outcome is not None:
@@ -341,6 +347,37 @@ class Commits:
             for number in numbers:
                 await self._journal.unmade(number)
         return answer.succeeded
+
+    async def _void(self, tenant: TenantId, deadline_s: float) -> bool:
+        """Sees to it that last words which were signed, and which nobody knows to have been made, never can be.
+
+        Each is made only over the record that it was signed to replace. So that is put again, as it stands: what is
+        taken away at home need not wait until a move is taken up again, perhaps by a home that is gone.
+
+        Returns:
+            Whether there was any; not where the tenant has left, as far as this home's ledger knows.
+        """
+        at = layout.policy_key(self._home, tenant)
+        words = await self._journal.last_words(at)  # before the store: of what is signed later it tells nothing
+        if not words:
+            return False
+        (found,) = await self.ask([Range(at)], deadline_s)
+        item = found.items[0] if found.items else None
+        record = tenant_record(item, self._trust) if item else None
+        if item is None or record is None or record.left:
+            return True  # one was made: whoever reads it now is told so
+        head = Put(
+            layout.head_key(shard_of(self._home, tenant)), encode_head(at, new_op_id(self._clock, self._entropy))
+        )
+        seen = self._history.seen()
+        answer = await self._store.txn(
+            [Compare(at, item.mod_revision)], [Put(at, item.value), head], timeout_s=self._left_s(deadline_s)
+        )
+        self._history.take(answer, seen)
+        if answer.succeeded:
+            for number, _ in words:
+                await self._journal.unmade(number)
+        return True
 
     def signer(self) -> Signer:
         """This home's policy key. Raises MeshError, `invalid_settings`."""

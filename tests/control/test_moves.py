@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from etcd_lab import running_etcd
+from memory_store import MemoryStore
 from move_lab import BOTH, CLOCK, K1, K2, SG, VN, A, B, C, Homes, in_memory
 from trust_lab import changes_in, trust_in
 
 from mesh.control import layout
+from mesh.control.changes import Outcome
 from mesh.control.ops import new_op_id
 from mesh.control.records import TenantRecord, decode_tenant
-from mesh.control.store import Put
+from mesh.control.store import Compare, Op, Put, StoreUnavailableError, TxnResult
 from mesh.errors import Code, MeshError
 from mesh.policy.bundle import Spans
-from mesh.runtime import SystemEntropy
-from mesh.types import KeyId, RegionId, Role, TenantId, TenantState, Transfer
+from mesh.runtime import SystemClock, SystemEntropy
+from mesh.types import Jurisdiction, KeyId, RegionId, Role, TenantId, TenantState, Transfer
 from mesh.v1 import control_pb2 as pb
 
 
@@ -173,7 +177,7 @@ async def test_a_lost_answer_makes_no_second_statement(lost: int) -> None:
     assert await homes.home() == B
 
 
-async def test_once_a_last_word_was_signed_nothing_else_is() -> None:
+async def test_once_a_last_word_was_signed_nothing_else_is_that_takes_nothing_away() -> None:
     """Its transaction never arrives, as far as anybody knows; the admin dies. Only the same may be said again."""
     homes, store = in_memory()
     await homes.begin()
@@ -193,9 +197,9 @@ async def test_once_a_last_word_was_signed_nothing_else_is() -> None:
     assert set(words) == {words[0]}, "tried again, with the very same words"
     a = homes.restart(A)
     for work in (
-        a.set_allowed(tenant, frozenset({VN})),
+        a.set_allowed(tenant, BOTH | {Jurisdiction("JP")}),
         a.create_key(tenant, K2, "sha256$1"),
-        a.set_state(tenant, TenantState.SUSPENDED),
+        a.set_transfer(tenant, Transfer.WITHIN_ALLOWED),
     ):
         assert (await refused(work)).code is Code.MOVE_UNFINISHED
     await homes.admins[C].moves.prepare(tenant, A)
@@ -204,6 +208,99 @@ async def test_once_a_last_word_was_signed_nothing_else_is() -> None:
     await a.moves.leave(tenant, B)
     record = (await homes.admins[B].moves.finish(tenant))[1]
     assert decode(A, words[0]).chain == record.chain, "what was signed first"
+
+
+class Quick(SystemClock):
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+
+
+class LateStore:
+    """A store to which changes come only when the test lets them."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.late: list[Callable[[], Awaitable[TxnResult]]] = []
+        self.range, self.watch, self._store = store.range, store.watch, store
+
+    async def txn(
+        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = (), *, timeout_s: float
+    ) -> TxnResult:
+        if any(isinstance(op, Put) for op in then):
+            self.late.append(lambda: self._store.txn(compares, then, otherwise, timeout_s=timeout_s))
+            raise StoreUnavailableError("DEADLINE_EXCEEDED")
+        return await self._store.txn(compares, then, otherwise, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("what", ["pin", "suspend", "transfer", "key", "authority"])
+@pytest.mark.parametrize("arrives", ["never", "first", "between", "last"])
+@pytest.mark.parametrize("store_answers", [False, True])
+async def test_a_removal_at_home_does_not_wait_for_a_move_that_stopped_half_way(
+    what: str, arrives: str, store_answers: bool
+) -> None:
+    """The last word was signed and sent, and the admin died. It may still be on its way; the new home's admin is gone."""
+    homes, store = in_memory()
+    await homes.begin()
+    tenant, ledger, late = homes.tenant, homes.ledgers[A], LateStore(store)
+    await homes.admins[A].set_transfer(tenant, Transfer.WITHIN_ALLOWED)
+    await homes.admins[B].moves.prepare(tenant, A)
+    dying = changes_in(late, A, Quick(), journal=ledger)
+    assert (await refused(dying.moves.leave(tenant, B))).code is Code.POLICY_STORE_UNAVAILABLE
+    a = changes_in(store, A, CLOCK, journal=ledger, store_answers=store_answers)
+
+    async def remove() -> Outcome:
+        match what:
+            case "pin":
+                return await a.set_allowed(tenant, frozenset({VN}))
+            case "suspend":
+                return await a.set_state(tenant, TenantState.SUSPENDED)
+            case "transfer":
+                return await a.set_transfer(tenant, Transfer.NEVER)
+            case "authority":
+                return await a.set_authority(tenant, Spans(home_s=60, foreign_s=6))
+            case _:
+                return await a.revoke_key(K1)
+
+    if arrives == "first":
+        assert (await late.late[0]()).succeeded
+    elif arrives == "between":
+        look = ledger.last_words
+
+        async def slowly(key: str) -> Sequence[tuple[int, bytes]]:
+            found, ledger.last_words = await look(key), look
+            assert (await late.late[0]()).succeeded
+            return found
+
+        ledger.last_words = slowly
+    if arrives in ("first", "between"):
+        assert (await refused(remove())).code is (Code.KEY_NOT_FOUND if what == "key" else Code.TENANT_NOT_FOUND)
+        assert await homes.home() == B
+        assert list(await ledger.last_words(layout.policy_key(A, tenant))), "it is not forgotten"
+        return
+    removed = await remove()
+    assert removed.changed
+    assert not await ledger.last_words(layout.policy_key(A, tenant))
+    if arrives == "last":
+        for word in late.late:
+            assert not (await word()).succeeded
+    assert await homes.home() == A
+    policy = (await homes.book()).tenant(tenant)
+    assert policy == removed.tenant.policy
+    if what != "pin":
+        await homes.move(A, B)
+        assert await homes.home() == B
+
+
+async def test_a_last_word_that_the_store_has_forgotten_is_not_taken_back() -> None:
+    """It surely was made, and the store does not show it: that store is not the one that it was."""
+    homes, store = in_memory()
+    await homes.begin()
+    await homes.admins[B].moves.prepare(homes.tenant, A)
+    backup = store.revision
+    await homes.admins[A].moves.leave(homes.tenant, B)
+    store.restore(backup)
+    a = homes.restart(A)
+    assert (await refused(a.set_state(homes.tenant, TenantState.SUSPENDED))).code is Code.MOVE_UNFINISHED
+    assert store.revision == backup, "nothing is put"
 
 
 async def test_a_last_word_that_can_never_be_made_is_forgotten() -> None:
