@@ -16,6 +16,8 @@ RULES = {
     "movefallback": "after a move the old home's record never counts again, also where nothing else does",
     "fork": "two statements of one move are both refused",
     "both homes' S": "after a move a removal also waits for as long as the old home's record may be acted on",
+    "both shards": "a move is over once everyone has applied what both homes have changed, times that the new one has lowered as well",
+    "late question": "a home that the tenant has left, and that is asked late to make ready, does not take its last word back",
     "ledgerlate": "a signed record is in the home's ledger before it is sent",
     # Authority and grants.
     "t0recv": "authority counts from when a grant was asked for, not from when it came",

@@ -218,9 +218,7 @@ class Moves:
             if own is not None and not own.left and not own.is_first:
                 raise MeshError(Code.INTERNAL_ERROR, hint="Two homes have a record of the tenant that counts.")
             first = self._first(record, self._home)
-        if own is not None and own.policy.moves > first.policy.moves:
-            # Whoever asks is late: the tenant came, and has moved on. What says so is never put over.
-            raise MeshError(Code.TENANT_NOT_FOUND, param="tenant")
+        self._check_next(own, first)
         puts = list[tuple[TenantRecord | KeyRecord, int]]()
         if own != first:
             puts.append((first, mine[at].mod_revision if at in mine else 0))
@@ -239,6 +237,11 @@ class Moves:
                     revoked = replace(key, key=ended, revision=first.policy.revision, revoked_s=now_s)
                     puts.append((revoked, mine[layout.key_key(self._home, tenant, key_id)].mod_revision))
         return first, puts
+
+    def _check_next(self, own: TenantRecord | None, first: TenantRecord) -> None:
+        """Refuses who asks late: the tenant came, and has moved on. What says so is never put over."""
+        if own is not None and own.policy.moves > first.policy.moves:
+            raise MeshError(Code.TENANT_NOT_FOUND, param="tenant")
 
     def _first(self, record: TenantRecord, home: RegionId) -> TenantRecord:
         """The first record of a new home, as it follows from the old home's."""

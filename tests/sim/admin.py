@@ -46,11 +46,12 @@ class Order:
 
     Attributes:
         do: `pin` (to where its home is), `again` (everywhere), `recover`, `suspend`, `resume`, `revoke`, `authority`, `churn` (a new key
-            of the other tenant), `move`.
+            of the other tenant), `move`, `late` (what was asked at the beginning of an earlier move arrives again).
         when: None is once the order before has come back.
         after_s: So much later.
         spans: For `authority`, home and foreign.
-        to: For `move`, one home after the other. At an admin's: the other home of the move.
+        to: For `move`, one home after the other. For `late`, who is asked to make ready, and the home that the tenant had
+            then. At an admin's: the other home of the move.
     """
 
     do: str
@@ -283,6 +284,9 @@ class Operators:
             for home in order.to:
                 await self._move(home)
                 await clock.sleep(order.after_s or 0.2)
+        elif order.do == "late":
+            asked, old = order.to
+            await self._ask(Order("prepare", to=(old,)), "", 0, asked)
         else:
             await self._repeat(order)
         if not ended.done():

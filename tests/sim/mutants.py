@@ -75,7 +75,9 @@ MUTANTS: dict[str, Mutant] = {
     "unsigned move": _without(feed=records.feed_by(records.Claimed), trust=records.anybody_moves),
     "movefallback": _without(feed=records.feed_by(records.FallsBack)),
     "fork": _without(feed=records.feed_by(records.FollowsLast)),
-    "both homes' S": _without(changes=admins.MovesAnew),
+    "both homes' S": _without(changes=admins.moves_by(admins.ForgetsOldHome)),
+    "both shards": _without(outcome=admins.by_the_old_home_alone),
+    "late question": _without(changes=admins.moves_by(admins.TakesBack)),
 }
 
 NOT_EXPRESSED: dict[str, str] = {

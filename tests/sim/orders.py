@@ -320,6 +320,28 @@ def _both_homes_s(rng: random.Random, plan: Plan) -> Drawn:
     return [move, pin], load, (*_rates(plan), *_alone(HOME, _granted(nth, 0.0, HOME), 20.0))
 
 
+def _both_shards(rng: random.Random, plan: Plan) -> Drawn:
+    """The new home lowers S before the move is over. The gateway in the old one's country knows of the move, and not of that."""
+    move, left = Order("move", At(7.0 + rng.random()), to=(SG,)), After("leave_committed")
+    lower = Order("authority", replace(left, delay_s=rng.uniform(0.0, 0.1)), spans=(3.0, 3.0))
+    pin = Order("pin", replace(left, delay_s=rng.uniform(2.5, 3.5)))
+    slow = Fault("slow", ("admin", "operators"), After("leave_sent"), 3.0, rng.uniform(0.5, 1.0))
+    alone = _alone(HOME, replace(left, delay_s=rng.uniform(0.15, 0.3)), 20.0)
+    load = Load(out_s=2.0, home_s=0.2, long=0.2, slow=0.1, home_model="chat")
+    return [_raised(), move, lower, pin], load, (*_rates(plan), slow, *alone)
+
+
+def _late_question(rng: random.Random, plan: Plan) -> Drawn:
+    """What began a move is asked once more in the midst of the next, by which the tenant goes on, suspended; a gateway starts."""
+    suspend = Order("suspend", After("move_over", 1, None, None, rng.uniform(0.0, 0.5)))
+    on = Order("move", After("returned", 1, None, None, rng.uniform(0.0, 1.0)), to=(SG,))
+    left = After("leave_committed", 2)
+    late = Order("late", replace(left, delay_s=rng.uniform(0.0, 0.3)), to=(TEN, VN))
+    slow = Fault("slow", ("operators", "admin-sg"), left, 3.0, rng.uniform(0.4, 0.8))
+    kill = Fault("kill", (OUT,), replace(left, delay_s=rng.uniform(0.6, 1.5)), 0.3)
+    return [Order("move", At(6.5 + rng.random()), to=(TEN,)), suspend, on, late], _OFTEN, (*_rates(plan), slow, kill)
+
+
 def _overtaken(rng: random.Random, plan: Plan) -> Drawn:
     """While the old home waits, the tenant moves, and the new home gives back what was taken."""
     when, cut = _cut_at_grant(rng)
@@ -357,7 +379,7 @@ def _missed(rng: random.Random, plan: Plan) -> Drawn:
     return [Order("move", At(11.0 + rng.random()), to=(TEN,)), pin], _OFTEN, (*_rates(plan), rng.choice((lost, lag)))
 
 
-SERVED_AT_HOME = ("both homes' S",)
+SERVED_AT_HOME = ("both homes' S", "both shards")
 """Aims that need a replica in the country of the first home."""
 SCRIPTS: dict[str, Script] = {
     "t0recv": _t0recv,
@@ -399,6 +421,8 @@ SCRIPTS: dict[str, Script] = {
     "movefallback": _lie("spoil", "relapse", again=2.0),
     "fork": _lie("fork"),
     "both homes' S": _both_homes_s,
+    "both shards": _both_shards,
+    "late question": _late_question,
     "last word": _lie("relapse", "usurp", "claim", again=4.0),
     "overtaken by a move": _overtaken,
     "restored move": _restored_move,

@@ -73,6 +73,31 @@ def test_a_gateway_that_is_cut_off_is_waited_for_when_its_tenant_moves() -> None
         assert max(line["t"] for line in by_old) < settled["t"]
 
 
+def test_times_that_the_new_home_has_lowered_are_not_forgotten_while_somebody_goes_by_older_ones() -> None:
+    """A gateway that knows of the move is cut off before it hears of them; a pin waits for it."""
+    for seed in SEEDS:
+        _, played = kept(seed, "both shards")
+        [moved] = lines(played, "moved")
+        lowered, pinned = [line for line in lines(played, "commit") if line["host"] == "admin-sg"][:2]
+        [returned] = [line for line in lines(played, "returned") if line["removed"]]
+        served = [line for line in lines(played, "admit") if line["host"] == "gw-vn" and line["t"] > pinned["t"]]
+        assert moved["t"] < lowered["t"] < pinned["t"] < returned["t"]
+        assert pinned["revision"] == returned["revision"]
+        assert any(line["moves"] == 1 and line["tenant"] == moved["tenant"] for line in served)
+
+
+def test_a_question_that_comes_late_puts_nothing() -> None:
+    for seed in SEEDS:
+        episode, played = kept(seed, "late question")
+        assert [order.do for order in episode.orders] == ["move", "suspend", "move", "late"]
+        assert [(line["home"], line["moves"]) for line in lines(played, "prepared")] == [
+            ("vn-10", 1),
+            ("ap-southeast-1", 2),
+        ]
+        assert [line["moves"] for line in lines(played, "settled")] == [1, 2]
+        assert played.counts["refused after"] > 0
+
+
 def test_what_a_restored_store_forgot_of_a_move_is_published_again() -> None:
     moved = 0
     for seed in SEEDS:

@@ -26,7 +26,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "signed": ("replay", "unsigned", "ledgerlate"),
     "clocks": ("slew", "static", "twin"),
     "restored": ("restore", "lostmember"),
-    "moves": ("unsigned move", "movefallback", "fork", "both homes' S"),
+    "moves": ("unsigned move", "movefallback", "fork", "both homes' S", "both shards", "late question"),
 }  # fmt: skip
 """Which rules each claim of the report leans on: each stands where its name in docs/pins.md does."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -62,13 +62,23 @@ class ForgetsOldHome(Moves):
         return replace(first, policy=replace(first.policy, authority_before={}))
 
 
-class MovesAnew(Changes):
+class TakesBack(Moves):
+    """A home that is asked late to make ready does so, whatever it has said since."""
+
+    def _check_next(self, own: TenantRecord | None, first: TenantRecord) -> None:
+        pass
+
+
+def moves_by(kind: type[Moves]) -> Callable[..., Changes]:
     """Changes whose moves are of that kind."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        was = self.moves
-        self.moves = ForgetsOldHome(was._commits, was._home, was._clock, was._entropy, was._trust, was._journal)
+    def changes(*given: Any, **named: Any) -> Changes:
+        changes = Changes(*given, **named)
+        was = changes.moves
+        changes.moves = kind(was._commits, was._home, was._clock, was._entropy, was._trust, was._journal)
+        return changes
+
+    return changes
 
 
 class BeganLongAgo(EpochStart):
@@ -117,6 +127,11 @@ def by_the_new_record(outcome: Outcome) -> Outcome:
         return outcome
     places = {right.place for right in shrink.removed} | shrink.lowered
     return replace(outcome, shrink=replace(shrink, span_s=max(policy.span_s(place) for place in places)))
+
+
+def by_the_old_home_alone(outcome: Outcome) -> Outcome:
+    """Who knows that the tenant has left is done with."""
+    return replace(outcome, beside={})
 
 
 def sweeps_after_a_second(store: Any, region: RegionId, _: float, clock: Clock) -> MemberSweeper:
