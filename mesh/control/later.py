@@ -83,22 +83,34 @@ class LaterChanges:
         return False
 
     async def _later(self, item: KeyValue, record: TenantRecord, since: Revision) -> list[TenantPolicy] | None:
-        """What a home put of the tenant, back to a revision; None where that is not known, or was partly elsewhere."""
+        """What a home put of the tenant, back to a revision, and what the home did that it came from before.
+
+        None where that is not known.
+        """
         while record.is_first and not record.left and await self._departure(record):
             earlier = await self._before(item)  # what its home put when it had the tenant is below
             if earlier is None:
                 return None
             item, record = earlier
         later = [record.policy]
-        while later[-1].revision > since:
+        while record.policy.revision > since:
             earlier = await self._before(item)
-            if earlier is None:
+            if record.is_first and (earlier is None or not _follows(record, earlier[1])):
+                earlier = await self._last_word(record)
+            if earlier is None or not _follows(record, earlier[1]):
                 return None
             item, record = earlier
             later.append(record.policy)
-            if later[-2].revision > later[-1].revision + 1:
-                return None
         return later
+
+    async def _last_word(self, first: TenantRecord) -> tuple[KeyValue, TenantRecord] | None:
+        """What the old home said by which a new home's first record counts; None if that does not stand any more."""
+        assert first.came_from is not None  # noqa: S101 - a first record is of a move
+        found = await self._range(layout.policy_key(first.came_from, first.policy.tenant))
+        word = None if found is None else tenant_record(found, self._trust)
+        if found is None or word is None or not word.left or chained(first, word.chain) is None:
+            return None
+        return found, word
 
     async def _departure(self, record: TenantRecord) -> Statement | None:
         """How a home said last that the tenant has left it; None where it is the tenant's home.
@@ -135,6 +147,11 @@ class LaterChanges:
         if record is None:
             raise MeshError(Code.INTERNAL_ERROR, hint="The tenant's record in the control store is not valid.")
         return record
+
+
+def _follows(record: TenantRecord, earlier: TenantRecord) -> bool:
+    """Whether no revision of the tenant is between two records."""
+    return record.policy.revision <= earlier.policy.revision + 1
 
 
 def other_store() -> MeshError:

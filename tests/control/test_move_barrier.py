@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from manual_clock import ManualClock
 from member_lab import ABROAD, HOME, SG, VN, Gateway, World, drain
-from trust_lab import changes_in
+from trust_lab import changes_in, trust_in
 
+from mesh.control import layout
 from mesh.control.changes import Changes, Outcome
+from mesh.control.later import LaterChanges
 from mesh.control.ops import new_op_id
 from mesh.control.standing import Standing
 from mesh.errors import Code, MeshError
@@ -256,6 +260,51 @@ async def test_a_change_that_a_former_home_has_made_is_not_made_again(store_answ
             with pytest.raises(MeshError) as caught:
                 await other
             assert (caught.value.code, caught.value.param) == (Code.INVALID_PARAMETER, "op_id")
+
+
+@pytest.mark.parametrize("what", ["suspend", "transfer", "authority"])
+@pytest.mark.parametrize("back", ["never", "before", "after"])
+@pytest.mark.parametrize(
+    "path", [[(HOME, NEARBY)], [(HOME, NEARBY), (NEARBY, ABROAD)], [(HOME, NEARBY), (NEARBY, HOME)]]
+)
+@pytest.mark.parametrize("finished", [True, False])
+async def test_whether_a_former_homes_change_still_holds_its_own_history_tells(
+    what: str, back: str, path: list[tuple[RegionId, RegionId]], finished: bool
+) -> None:
+    """Asked at the home of now, whose history begins with the move."""
+    async with World().running() as world:
+        tenant, _home, _abroad, _ = await begun(world)
+        op_id, wide = new_op_id(world.clock, SystemEntropy()), Spans(home_s=HOME_S, foreign_s=6)
+        homes = {HOME: world.changes, **{home: changes_in(world.store, home, world.clock) for home in (NEARBY, ABROAD)}}
+
+        async def change(at: Changes, taken: bool, op_id: str | None = None) -> Outcome:
+            match what:
+                case "suspend":
+                    return await at.set_state(tenant, STATES["suspend" if taken else "resume"], op_id)
+                case "transfer":
+                    return await at.set_transfer(tenant, Transfer.NEVER if taken else Transfer.WITHIN_ALLOWED, op_id)
+                case _:
+                    return await at.set_authority(tenant, replace(wide, home_s=20.0 if taken else HOME_S), op_id)
+
+        made = await change(world.changes, True, op_id)
+        if back == "before":
+            await change(world.changes, False)
+            await change(world.changes, True)
+        for old, new in path:
+            await homes[new].moves.prepare(tenant, old)
+            await homes[old].moves.leave(tenant, new)
+            if finished:
+                await homes[new].moves.finish(tenant)
+        if back == "after":
+            await change(homes[path[-1][1]], False)
+            await change(homes[path[-1][1]], True)
+        again = await change(homes[path[-1][1]], True, op_id)
+        assert (again.resumed, again.revision) == (True, made.revision)
+        item = world.store.value(layout.policy_key(path[-1][1], tenant))
+        assert item is not None
+        # Of a tenant that has come back the last word is gone by which it left.
+        told = back != "never" or (path[-1][1] == HOME and finished)
+        assert await LaterChanges(world.store, trust_in(), again).gave_back(item) is told
 
 
 @pytest.mark.parametrize("what", ["pin", "key"])
