@@ -12,13 +12,14 @@ only. Where the store may be away, that read comes first: it fails before anythi
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 
 from mesh.control import layout
-from mesh.control.drafts import Before, Draft, Journal, Outcome, existing, key_record, tenant_record
+from mesh.control.asked import Request, left_homes, mark_of, number_of, told, unchanged
+from mesh.control.drafts import Before, Draft, Journal, Outcome, key_record, tenant_record
 from mesh.control.history import StoreHistory
 from mesh.control.homes import chained
 from mesh.control.memberships import members_of
@@ -26,10 +27,8 @@ from mesh.control.ops import checked_op_id, new_op_id
 from mesh.control.records import (
     KeyRecord,
     OpMark,
-    RecordError,
     TenantRecord,
     Trust,
-    decode_op,
     encode_head,
     encode_key,
     encode_op,
@@ -50,7 +49,7 @@ from mesh.control.store import (
     TxnResult,
 )
 from mesh.errors import Code, MeshError
-from mesh.policy.shards import Shard, shard_of
+from mesh.policy.shards import shard_of
 from mesh.ports import Clock, Entropy, Instant
 from mesh.types import KeyId, RegionId, TenantId
 
@@ -60,25 +59,6 @@ _TRIES = 8
 _CALL_S = 2.0
 _PAUSE_S = 0.1
 _PAGE = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """A change as it is asked for.
-
-    Attributes:
-        given: Whether the op id is the caller's, who may have used it before.
-        asked: A digest of it.
-        more: To be read with what it starts from.
-    """
-
-    tenant: TenantId
-    key_id: KeyId | None
-    op_id: str
-    given: bool
-    asked: bytes
-    edit: Callable[[Before], Draft]
-    more: tuple[Range, ...]
 
 
 class Commits:
@@ -120,7 +100,7 @@ class Commits:
         With `more` to be read, all is read linearizably.
         """
         given = op_id is not None
-        request = _Request(
+        request = Request(
             tenant=tenant,
             key_id=key_id,
             op_id=checked_op_id(op_id, self._clock.wall_s()) if given else new_op_id(self._clock, self._entropy),
@@ -144,13 +124,13 @@ class Commits:
                 else:
                     before = await self._before(request, deadline_s)
                     if before.op is not None:
-                        return _told(before, before.op, request, resumed=not sent)
+                        return told(before, before.op, request, resumed=not sent)
                     made = await self._made_before(before, request, deadline_s)
                     if made is not None:
                         return made
                     draft = edit(before)
                     if not draft.changed and not before.is_unfinished:
-                        return _unchanged(before, draft, request)
+                        return unchanged(before, draft, request)
                     if not draft.changed:
                         # What stands does not say that the tenant has left its old home: whoever has applied it may
                         # not know that, and go by what was there. So it is put again, and says so.
@@ -189,7 +169,7 @@ class Commits:
             else "Nothing was changed.",
         )
 
-    async def _near(self, request: _Request, deadline_s: float) -> tuple[Before, Draft] | None:
+    async def _near(self, request: Request, deadline_s: float) -> tuple[Before, Draft] | None:
         """What to commit by what the nearest member has; None where only a linearizable read can tell."""
         self._history.check()
         seen, reads = self._history.seen(), [replace(one, serializable=True) for one in self._reads(request)]
@@ -203,7 +183,7 @@ class Commits:
                 return before, draft
         return None
 
-    async def _before(self, request: _Request, deadline_s: float) -> Before:
+    async def _before(self, request: Request, deadline_s: float) -> Before:
         """The records, the op and the members, all as of one revision."""
         seen = self._history.seen()
         answer = await self._store.txn((), self._reads(request), timeout_s=self._left_s(deadline_s))
@@ -212,19 +192,19 @@ class Commits:
         before = self._found(answer, request, read)
         return replace(before, tenant=await self.counting(before.found, deadline_s))
 
-    async def _made_before(self, before: Before, request: _Request, deadline_s: float) -> Outcome | None:
+    async def _made_before(self, before: Before, request: Request, deadline_s: float) -> Outcome | None:
         """What a home that the tenant has left made under this op id; None if it made nothing."""
-        homes = _left_homes(before.tenant, self._home) if request.given else []
+        homes = left_homes(before.tenant, self._home) if request.given else []
         if not homes:
             return None
         shards = {home: shard_of(home, request.tenant) for home in homes}
         ops = [Range(layout.op_key(home, request.tenant, request.op_id)) for home in homes]
         found = await self.ask([*ops, *(Range(layout.head_key(shard)) for shard in shards.values())], deadline_s)
         for op, head, shard in zip(found[: len(homes)], found[len(homes) :], shards.values(), strict=True):
-            mark = _mark(op.items[0]) if op.items else None
+            mark = mark_of(op.items[0]) if op.items else None
             if mark is not None:
                 # Whoever has applied both shards has applied that change, and goes by this home.
-                return _told(before, mark, request, resumed=True, beside={shard: _number(head)})
+                return told(before, mark, request, resumed=True, beside={shard: number_of(head)})
         return None
 
     async def counting(self, record: TenantRecord | None, deadline_s: float | None = None) -> TenantRecord | None:
@@ -248,7 +228,7 @@ class Commits:
         self._history.take(answer, seen)
         return answer.ranges
 
-    def _reads(self, request: _Request) -> list[Range]:
+    def _reads(self, request: Request) -> list[Range]:
         home, tenant = self._home, request.tenant
         reads = [
             Range(layout.policy_key(home, tenant)),
@@ -260,7 +240,7 @@ class Commits:
             reads.append(Range(layout.key_key(home, tenant, request.key_id)))
         return [*reads, *request.more]
 
-    def _found(self, answer: TxnResult, request: _Request, read: Instant) -> Before:
+    def _found(self, answer: TxnResult, request: Request, read: Instant) -> Before:
         own = len(answer.ranges) - len(request.more)
         record, op, _, _, *key = (result.items[0] if result.items else None for result in answer.ranges[:own])
         held = key[0] if key else None
@@ -274,8 +254,8 @@ class Commits:
             tenant_at=record.mod_revision if record else 0,
             key=key_record(held, self._trust) if held else None,
             key_at=held.mod_revision if held else 0,
-            op=_mark(op),
-            number=_number(answer.ranges[2]),
+            op=mark_of(op),
+            number=number_of(answer.ranges[2]),
             members=members_of(answer.ranges[3].items),
             read=read,
             more=answer.ranges[own:],
@@ -393,7 +373,7 @@ class Commits:
                 await self._journal.made(numbers)
 
     async def _commit(
-        self, before: Before, draft: Draft, puts: list[Put], request: _Request, deadline_s: float
+        self, before: Before, draft: Draft, puts: list[Put], request: Request, deadline_s: float
     ) -> Outcome | None:
         """What was made; None when another change came first."""
         revision = draft.tenant.policy.revision
@@ -413,7 +393,7 @@ class Commits:
         seen = self._history.seen()
         compares += [*draft.compares, Compare(op_at, 0)]
         if request.given:
-            homes = _left_homes(draft.tenant, self._home)
+            homes = left_homes(draft.tenant, self._home)
             compares += [Compare(layout.op_key(home, request.tenant, request.op_id), 0) for home in homes]
         answer = await self._store.txn(compares, ops, timeout_s=self._left_s(deadline_s))
         committed = self._clock.instant()
@@ -427,7 +407,7 @@ class Commits:
             revision=revision,
             op_id=request.op_id,
             resumed=False,
-            number=_number(answer.ranges[0]),
+            number=number_of(answer.ranges[0]),
             members=members_of(answer.ranges[1].items),
             shrink=draft.shrink,
             key_id=draft.key_id,
@@ -459,63 +439,3 @@ class Commits:
 
     def _left_s(self, deadline_s: float) -> float:
         return min(_CALL_S, deadline_s - self._clock.now_s())
-
-
-def _left_homes(record: TenantRecord | None, home: RegionId) -> list[RegionId]:
-    """The homes that a tenant has had, but for one."""
-    return [] if record is None else sorted({one.home for one in record.chain} - {home})
-
-
-def _told(
-    before: Before, mark: OpMark, request: _Request, *, resumed: bool, beside: Mapping[Shard, int] | None = None
-) -> Outcome:
-    """What an op key tells of a change that was made."""
-    if mark.asked != request.asked:
-        raise MeshError(Code.INVALID_PARAMETER, param="op_id", hint="It was another change's; leave it out.")
-    return Outcome(
-        # Also where the tenant has left since: whoever asks waits for what this home has changed.
-        tenant=before.tenant or before.found or existing(before),
-        key=before.key,
-        changed=True,
-        revision=mark.revision,
-        op_id=request.op_id,
-        resumed=resumed,
-        # As of now, so at least as high as in the commit: whoever has applied this has applied that.
-        number=before.number,
-        members=before.members,
-        shrink=mark.shrink,
-        key_id=mark.key_id,
-        drain_s=mark.drain_s,
-        committed=before.read,
-        beside=beside or {},
-    )
-
-
-def _unchanged(before: Before, draft: Draft, request: _Request) -> Outcome:
-    """What stands already. Whoever asked for it may have gone before it held everywhere, so it is waited for again."""
-    return Outcome(
-        tenant=draft.tenant,
-        key=draft.key,
-        changed=False,
-        revision=draft.tenant.policy.revision,
-        op_id=request.op_id,
-        resumed=False,
-        number=before.number,
-        members=before.members,
-        shrink=draft.shrink,
-        key_id=draft.key_id,
-        drain_s=draft.tenant.policy.drain_s,
-        committed=before.read,
-    )
-
-
-def _number(head: RangeResult) -> int:
-    return head.items[0].version if head.items else 0
-
-
-def _mark(item: KeyValue | None) -> OpMark | None:
-    try:
-        return decode_op(item.value) if item else None
-    except RecordError:
-        pass
-    raise MeshError(Code.INTERNAL_ERROR, hint="An op's record in the control store is not valid.")
