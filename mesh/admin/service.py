@@ -162,12 +162,13 @@ class AdminService:
     async def _settled(self, tenant: TenantId, revision: Revision) -> TenantPolicy | None:
         """What stands once older times of authority are forgotten, which nobody goes by any more.
 
-        None where the tenant has left meanwhile, or may have: it has taken them along, and the change holds.
+        None where the tenant has left meanwhile, or may have: it has taken them along. None, too, where the store is
+        away: they stay, and removals wait longer for them than they must. The change holds either way.
         """
         try:
             return (await self._in_time(self._tenants.settle_authority(tenant, revision))).tenant.policy
         except MeshError as error:
-            if error.code not in (Code.TENANT_NOT_FOUND, Code.MOVE_UNFINISHED):
+            if error.code not in (Code.TENANT_NOT_FOUND, Code.MOVE_UNFINISHED, Code.POLICY_STORE_UNAVAILABLE):
                 raise
         return None
 

@@ -279,6 +279,26 @@ async def test_lower_times_hold_also_where_the_tenant_leaves_while_they_are_wait
         assert (told[-1].revision, told[-1].tenant.home) == (2, A)
 
 
+async def test_lower_times_hold_also_where_the_store_goes_away_while_they_are_waited_for(tmp_path: Path) -> None:
+    """A timer ends the wait. The older times are not forgotten: a removal waits for them longer than it must."""
+    async with two_homes(tmp_path) as (desk, _):
+        acme = await desk.stubs[A].CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN", "SG"]))
+        grant = Put(layout.grant_key(A, MemberId("0" * 32)), encode_grant(Grant(GatewayId("g1"), bytes(16), b"")))
+        await (await desk.lab.store(A, Role.GATEWAY)).txn((), [grant], timeout_s=60)  # one that never says a word
+        told = list[pb.ShrinkProgress]()
+
+        async def lower() -> None:
+            call = desk.stubs[A].SetAuthority(pb.SetAuthorityRequest(tenant=acme.tenant, foreign_ms=3_000))
+            told.extend([one async for one in call])
+
+        async with asyncio.TaskGroup() as lowering:
+            lowering.create_task(lower())
+            await eventually_asked(desk, TenantId(acme.tenant))
+            desk.lab.etcd.kill()
+        assert told[-1].done
+        assert (told[-1].revision, told[-1].tenant.revision) == (2, 2)
+
+
 async def eventually_asked(desk: Desk, tenant: TenantId) -> None:
     """Until somebody waits for a change of a tenant."""
     while True:
