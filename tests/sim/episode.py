@@ -322,6 +322,9 @@ class Episode:
                 revoked = key.key.key_id if key.key.revoked and at.shard.home == self.homes.of(at.tenant) else None
                 values.append(event.value)
         for at, value, before in tenants:
+            if value == before:  # changes nothing: what was to replace it never will
+                self.world.history.note(commit.host, "put again", tenant=at.tenant)
+                continue
             try:
                 record = decode_tenant(at, value, self.trust)
             except RecordError:
