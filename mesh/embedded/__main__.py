@@ -117,8 +117,8 @@ def _make_pki(home: Home, addresses: Addresses, regions: Sequence[RegionId], dom
     for region in regions:
         place = addresses.of(region)
         hosts[region] = [place.host]
-        if domain is not None:
-            hosts[region].append(place.front_http.host)
+        if domain is not None and place.front is not None:
+            hosts[region].append(place.front.http.host)
             zones[region] = f"{region}.{domain}"
     make_pki(home.pki, hosts, [addresses.etcd.host], zones=zones)
 

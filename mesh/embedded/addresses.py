@@ -72,8 +72,17 @@ class RayPorts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrontAddresses:
+    """What a region's front listens on, and the gateway for it."""
+
+    http: Address
+    grpc: Address
+    proxied: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegionAddresses:
-    """What one region listens on."""
+    """What one region listens on; `front` where it can have one."""
 
     host: str
     ray: RayPorts
@@ -83,14 +92,13 @@ class RegionAddresses:
     admin: Address
     peer: Address
     operator: Address
-    proxied: Address
-    front_http: Address
-    front_grpc: Address
+    front: FrontAddresses | None = None
 
     def listeners(self) -> list[Address]:
         """Every fixed address of the region."""
-        served = [self.http, self.grpc, self.internal, self.admin, self.peer, self.operator, self.proxied]
-        served += [self.front_http, self.front_grpc]
+        served = [self.http, self.grpc, self.internal, self.admin, self.peer, self.operator]
+        if self.front is not None:
+            served += [self.front.http, self.front.grpc, self.front.proxied]
         return served + [Address(_RAY_HOST, port) for port in self.ray.fixed().values()]
 
 
@@ -142,9 +150,7 @@ class Addresses:
             admin=Address(host, 8446),
             peer=Address(host, 8447),
             operator=Address(host, 9090),
-            proxied=Address(host, 8453),
-            front_http=Address(front, 8443),
-            front_grpc=Address(front, 8444),
+            front=FrontAddresses(http=Address(front, 8443), grpc=Address(front, 8444), proxied=Address(host, 8453)),
         )
 
     def listeners(self, regions: Iterable[RegionId]) -> list[Address]:

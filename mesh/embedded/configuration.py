@@ -97,12 +97,9 @@ def write_settings(settings: Settings, folder: Path) -> None:
 
 def _embedded(region: Region, addresses: Addresses, accelerator: str, domain: str | None) -> Region:
     here = addresses.of(region.id)
-    front = (
-        None
-        if domain is None
-        else Front(http=here.front_http, grpc=here.front_grpc, sources=(_FROM,), connections=_CONNECTIONS)
-    )
-    doors = (here.http, here.grpc) if front is None else (front.http, front.grpc)
+    places = None if domain is None else here.front
+    front = places and Front(http=places.http, grpc=places.grpc, sources=(_FROM,), connections=_CONNECTIONS)
+    doors = front or here
     gateway = Gateway(
         id=GatewayId("g1"),
         http=here.http,
@@ -110,7 +107,7 @@ def _embedded(region: Region, addresses: Addresses, accelerator: str, domain: st
         internal=here.internal,
         peer=here.peer,
         operator=here.operator,
-        proxied=None if front is None else here.proxied,
+        proxied=places and places.proxied,
     )
     models = tuple(dict.fromkeys(model for deployment in region.deployments for model in deployment.models))
     deployment = Deployment(
@@ -124,7 +121,7 @@ def _embedded(region: Region, addresses: Addresses, accelerator: str, domain: st
         region,
         accelerator=accelerator,
         endpoint=Endpoint(
-            region=region.id, jurisdiction=region.jurisdiction, http=f"https://{doors[0]}", grpc=str(doors[1])
+            region=region.id, jurisdiction=region.jurisdiction, http=f"https://{doors.http}", grpc=str(doors.grpc)
         ),
         admin=here.admin,
         gateways=(gateway,),

@@ -201,7 +201,8 @@ with network.held():
         with victim:
             assert victim.stdout is not None
             assert victim.stdout.readline() == "up\n"
-            assert len(Network(LAB).pids()) >= 3
+            # A process enters its namespace by itself, a moment after it was started.
+            wait_until(lambda: len(Network(LAB).pids()) >= 3, "all have come", deadline_s=60)
             if kill:
                 victim.send_signal(signal.SIGKILL)
         if kill:
