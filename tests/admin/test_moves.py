@@ -247,6 +247,25 @@ async def test_a_tenant_moves_with_its_name_and_keys_and_a_gateway_never_stops_s
             task.cancel()
 
 
+@asynccontextmanager
+async def lowering(
+    desk: Desk, acme: pb.Tenant, member: MemberId, **times: int
+) -> AsyncGenerator[list[pb.ShrinkProgress]]:
+    """Lowers times of authority, and waits for a gateway that never says a word; what was told, once it has ended."""
+    grant = Put(layout.grant_key(A, member), encode_grant(Grant(GatewayId("g1"), bytes(16), b"")))
+    await (await desk.lab.store(A, Role.GATEWAY)).txn((), [grant], timeout_s=60)
+    told = list[pb.ShrinkProgress]()
+
+    async def lower() -> None:
+        call = desk.stubs[A].SetAuthority(pb.SetAuthorityRequest(tenant=acme.tenant, **times))
+        told.extend([one async for one in call])
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(lower())
+        await eventually_asked(desk, TenantId(acme.tenant))
+        yield told
+
+
 @pytest.mark.parametrize("has_left", [True, False])
 async def test_lower_times_hold_also_where_the_tenant_leaves_while_they_are_waited_for(
     tmp_path: Path, has_left: bool
@@ -254,26 +273,16 @@ async def test_lower_times_hold_also_where_the_tenant_leaves_while_they_are_wait
     """The older ones stay in what its next home has of it; or, where nobody knows whether it has left, in its record."""
     async with two_homes(tmp_path) as (desk, _):
         acme = await desk.stubs[A].CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN", "SG"]))
-        tenant = TenantId(acme.tenant)
         member = MemberId("0" * 32)
-        grant = Put(layout.grant_key(A, member), encode_grant(Grant(GatewayId("g1"), bytes(16), b"")))
-        await (await desk.lab.store(A, Role.GATEWAY)).txn((), [grant], timeout_s=60)  # one that never says a word
-        told = list[pb.ShrinkProgress]()
-
-        async def lower() -> None:
-            call = desk.stubs[A].SetAuthority(pb.SetAuthorityRequest(tenant=acme.tenant, home_ms=20_000))
-            told.extend([one async for one in call])
-
-        async with asyncio.TaskGroup() as lowering:
-            lowering.create_task(lower())
-            await eventually_asked(desk, tenant)
+        async with lowering(desk, acme, member, home_ms=20_000) as told:
             if has_left:
                 await desk.prepare(acme, B)
                 await desk.leave(acme, B)
             else:
+                at = layout.policy_key(A, TenantId(acme.tenant))
                 ledger = open_ledger(desk.settings.ledger, A, clock=SystemClock(), tasks=TaskGroupTasks, log=_quiet())
                 async with ledger as old:
-                    await old.signed_move(layout.policy_key(A, tenant), b"signed", 1, Revision(3), last=True)
+                    await old.signed_move(at, b"signed", 1, Revision(3), last=True)
             await desk.stubs[A].AttestDead(pb.AttestDeadRequest(member=member))
         assert told[-1].done
         assert (told[-1].revision, told[-1].tenant.home) == (2, A)
@@ -283,17 +292,7 @@ async def test_lower_times_hold_also_where_the_store_goes_away_while_they_are_wa
     """A timer ends the wait. The older times are not forgotten: a removal waits for them longer than it must."""
     async with two_homes(tmp_path) as (desk, _):
         acme = await desk.stubs[A].CreateTenant(pb.CreateTenantRequest(name="acme", allowed=["VN", "SG"]))
-        grant = Put(layout.grant_key(A, MemberId("0" * 32)), encode_grant(Grant(GatewayId("g1"), bytes(16), b"")))
-        await (await desk.lab.store(A, Role.GATEWAY)).txn((), [grant], timeout_s=60)  # one that never says a word
-        told = list[pb.ShrinkProgress]()
-
-        async def lower() -> None:
-            call = desk.stubs[A].SetAuthority(pb.SetAuthorityRequest(tenant=acme.tenant, foreign_ms=3_000))
-            told.extend([one async for one in call])
-
-        async with asyncio.TaskGroup() as lowering:
-            lowering.create_task(lower())
-            await eventually_asked(desk, TenantId(acme.tenant))
+        async with lowering(desk, acme, MemberId("0" * 32), foreign_ms=3_000) as told:
             desk.lab.etcd.kill()
         assert told[-1].done
         assert (told[-1].revision, told[-1].tenant.revision) == (2, 2)
