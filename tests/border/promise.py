@@ -17,7 +17,8 @@ Each line is a JSON object; all times are seconds of one clock. Lines may come i
 From the return of a removal that is done, until somebody asks for the place to be allowed again:
 
     I1  a call whose headers are sent later is refused there, and is not served from there wherever it was sent
-    I2  nothing that was admitted before runs there: no token comes, no record of a gateway ends, nothing is busy
+    I2  nothing that was admitted before runs there: no token comes to a client, no record of a gateway ends, nothing is
+        busy
     I3  what another place sent on there, and is taken up there later, is refused
 """
 
@@ -144,8 +145,11 @@ def _call(line: Line, spans: Mapping[tuple[str, str], Sequence[Span]], verdict: 
     direct, served = line["place"], line["served_in"]
     for place in {direct, served} - {None}:
         for span in spans.get((line["tenant"], place), ()):
+            is_parcel = line["door"] == "peer"
             late = [at for at in line["tokens"] if span.holds(at - LEG_S) and span.holds(at)]
-            if late and line["sent"] <= span.since:
+            # A parcel's answer crosses a border, which may have been cut when it left: its place's record tells when
+            # that was.
+            if late and line["sent"] <= span.since and not is_parcel:
                 verdict.violations.append(
                     f"I2: {place} sends or passes on {len(late)} tokens to {line['tenant']}, the last {late[-1] - span.since:.3f} s after "
                     f"the return; the call was sent {line['sent'] - span.since:+.3f} s from it"
@@ -156,7 +160,6 @@ def _call(line: Line, spans: Mapping[tuple[str, str], Sequence[Span]], verdict: 
             if not span.holds(judged_s):
                 verdict.counts["calls that cannot be judged"] += 1
                 continue
-            is_parcel = line["door"] == "peer"
             verdict.counts["parcels sent after a return" if is_parcel else "calls sent after a return"] += 1
             admitted = bool(line["tokens"]) if served == place else line["code"] not in REFUSED
             if admitted:

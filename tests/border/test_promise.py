@@ -43,6 +43,8 @@ GOOD: list[Line] = [
     call(101, "ok", 102, place="VN", served_in="VN"),
     call(109, "no_capacity", end=WIDENED + 1),  # it may have been admitted after that
     call(111, "ok", 112, served_in="SG"),
+    call(98, "ok", 105, served_in="SG", door="peer"),  # its line was cut when it was answered
+    record(98, 99.5, "ok", 8, door="peer"),
     call(101, "ok", 102, served_in="SG", tenant="another"),
     record(90, 92, "ok", 8),
     record(98, 99.5, "residency_refused", 3),
@@ -76,6 +78,7 @@ LEAKS: dict[str, tuple[str, Line]] = {
     "a parcel that is admitted": ("I3", call(101, "no_capacity", door="peer")),
     "sent before and taken up later": ("I3", record(101, 102, "ok", 8, door="peer")),
     "recorded until after the return": ("I2", record(99, 102, "ok", 8)),
+    "a parcel that runs on": ("I2", record(99, 102, "ok", 8, door="peer")),
     "a model computes": ("I2", {"do": "busy", "place": "SG", "from": 102.0, "to": 102.3, "share": BUSY * 2}),
     "a place says that it runs": ("I2", {"do": "runs", "place": "SG", "at": 102.0, "sequences": 1}),
 }
