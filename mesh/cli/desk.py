@@ -8,7 +8,6 @@ how etcd is, is null.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from mesh.control.records import FIRST_EPOCH
 from mesh.embedded.status import MeshState, is_ready, lacks, replica_rows, went_back
 from mesh.embedded.watching import View, observer
 from mesh.errors import Code, MeshError
-from mesh.settings import Address, Gateway, Region, Settings
+from mesh.settings import Gateway, Region, Settings
 from mesh.tls import OPERATOR_REGION, Identity, client_context
 from mesh.types import RegionId, Role
 
@@ -132,7 +131,7 @@ def _region(view: View, region: Region) -> Row:
         "state": state.value,
         "http": region.endpoint.http,
         "grpc": region.endpoint.grpc,
-        "operator": f"{'http' if _is_loopback(operator) else 'https'}://{operator}",
+        "operator": f"{'http' if operator.is_loopback else 'https'}://{operator}",
         "admin": str(region.admin),
         "ray": {"state": None, "pid": None},
         "gateways": [_gateway(view, region, gateway) for gateway in region.gateways],
@@ -188,10 +187,3 @@ def _any(told: Iterable[bool | None]) -> bool | None:
     """Whether one is true; None where that is not known, since one was not told."""
     known = list(told)
     return True if True in known else None if None in known else False
-
-
-def _is_loopback(address: Address) -> bool:
-    try:
-        return ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        return False

@@ -1,5 +1,5 @@
 """A whole mesh on one machine: certificates, etcd, Ray clusters, supervision."""
 
-from mesh.embedded.commands import Operator, down, operator, raise_epoch, samples, status, up
+from mesh.embedded.commands import down, raise_epoch, status, up
 
-__all__ = ["Operator", "down", "operator", "raise_epoch", "samples", "status", "up"]
+__all__ = ["down", "raise_epoch", "status", "up"]

@@ -11,25 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 
 from mesh.embedded.addresses import Addresses, addresses_of
 from mesh.embedded.configuration import catalogue, chosen, places
 from mesh.embedded.doorbell import ask
 from mesh.embedded.environment import part_environment
 from mesh.embedded.etcd_binary import find_etcd
-from mesh.embedded.home import Home, cache_folder, read_json, starting
+from mesh.embedded.home import Home, cache_folder, starting
 from mesh.embedded.processes import Roll, end, end_all, read_record
 from mesh.errors import Code, MeshError
-from mesh.settings import Settings, load
-from mesh.tls import GRPC_SUITES, grpc_channel_credentials, grpc_channel_options, prepare_process
-from mesh.types import RegionId, Role
-
-if TYPE_CHECKING:
-    import grpc
+from mesh.tls import GRPC_SUITES, prepare_process
+from mesh.types import RegionId
 
 Progress = Callable[[str], None]
 Row = Mapping[str, object]
@@ -154,44 +150,6 @@ def raise_epoch(home: Path, progress: Progress) -> int:
     raise _nothing(place)
 
 
-def samples(home: Path) -> Row:
-    """The sample tenants with their keys, as in `samples.json`; empty where none were made."""
-    return read_json(Home(home.absolute()).samples)
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """What an operator needs to call the admins and to look into the gateways of a running mesh.
-
-    Attributes:
-        settings: Of the regions that were started.
-        admins: `host:port` of each region's admin.
-        credentials: The operator's certificate.
-    """
-
-    settings: Settings
-    admins: Mapping[RegionId, str]
-    credentials: grpc.ChannelCredentials = field(repr=False)
-
-    def options(self, region: RegionId, role: Role = Role.ADMIN) -> list[tuple[str, str | int]]:
-        """Options of a channel to a region's admin, or to its gateway's internal port."""
-        return grpc_channel_options(role, region)
-
-
-def operator(home: Path) -> Operator:
-    """How to reach the admins of the mesh that runs here.
-
-    Raises:
-        MeshError: `not_running`.
-    """
-    place = Home(home.absolute())
-    if _running(place) is None:
-        raise _nothing(place)
-    settings = load(place.config)
-    admins = {region.id: str(region.admin) for region in settings.regions.values()}
-    return Operator(settings, admins, grpc_channel_credentials(settings.pki, None, Role.OPERATOR))
-
-
 def _environ() -> dict[str, str]:
     return dict(os.environ)  # noqa: TID251 - read once, for what is started
 
@@ -227,8 +185,9 @@ def _join(
             Code.ALREADY_RUNNING,
             hint=f"It runs {', '.join(regions)}. End it with 'mesh down', or use another MESH_HOME.",
         )
-    if running["domain"] != domain:
-        has = "no domain" if running["domain"] is None else f"the domain {running['domain']}"
+    its = running.get("domain")
+    if its != domain:
+        has = "no domain" if its is None else f"the domain {its}"
         raise MeshError(
             Code.ALREADY_RUNNING, hint=f"It runs with {has}. End it with 'mesh down', or use another MESH_HOME."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import itertools
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -224,8 +223,9 @@ class GatewayProgram:
             return (True, []) if self._doors_open else (False, [Code.NO_CAPACITY])
 
         address = self._gateway.operator
-        loopback = ipaddress.ip_address(address.host).is_loopback
-        private = None if loopback else tls.server_context(self._settings.pki, self._here.region, Role.GATEWAY)
+        private = (
+            None if address.is_loopback else tls.server_context(self._settings.pki, self._here.region, Role.GATEWAY)
+        )
         await serve_operator(address, ready=ready, metrics=self._telemetry.prometheus, tls=private)
 
     def _settle(self, ledger: Ledger, settled: Settled) -> None:

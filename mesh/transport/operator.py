@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Generator, Sequence
@@ -118,9 +117,8 @@ class _OperatorOnly(HttpToolsProtocol):
 
 def _check_private(address: Address, tls: ssl.SSLContext | None) -> None:
     if tls is None:
-        with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(address.host).is_loopback:
-                return
+        if address.is_loopback:
+            return
         raise MeshError(
             Code.INVALID_SETTINGS, hint="The operator's port beyond loopback needs TLS with an operator's certificate."
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.embedded.commands import down, operator, samples, status
+from mesh.embedded.commands import down, status
 from mesh.embedded.doorbell import Tell, ask, doorbell
 from mesh.embedded.home import Home
 from mesh.errors import Code, MeshError
@@ -47,10 +47,9 @@ def test_nothing_runs_here(tmp_path: Path) -> None:
     made = Home(tmp_path / "made")
     made.make()
     for folder in (tmp_path / "missing", made.path):
-        for command in (status, operator, lambda home: down(home, lambda _: None)):
+        for command in (status, lambda home: down(home, lambda _: None)):
             with pytest.raises(MeshError) as caught:
                 command(folder)
             assert caught.value.code is Code.NOT_RUNNING
             assert str(folder) in caught.value.message
-        assert samples(folder) == {}
     assert not (tmp_path / "missing").exists()
